@@ -1,0 +1,50 @@
+"""JSON-lines in and out."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def read(path: str | Path) -> Iterator[Row]:
+    """Yield one object per line; exits naming the file and line that is not UTF-8, not JSON or not an object."""
+    with _opened(Path(path)) as lines:
+        for number, line in enumerate(lines, start=1):
+            yield parse(line, f"{path}:{number}")
+
+
+def parse(line: bytes, place: str) -> Row:
+    """One line as an object; `place` is the `file:line` that an error names."""
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{place}: not UTF-8 at byte {error.start}: convert the file with `iconv -t utf-8`") from None
+    except json.JSONDecodeError as error:
+        raise SystemExit(f"{place}: not JSON ({error.msg} at column {error.colno}): correct or delete the line") from None
+    if not isinstance(row, dict):
+        raise SystemExit(f"{place}: a {type(row).__name__}, where each line must be one JSON object")
+    return row
+
+
+def write(path: str | Path, rows: Iterable[Row]) -> int:
+    """Write `rows` and return how many there were; the file appears whole or not at all."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    count = 0
+    with partial.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+            count += 1
+    os.replace(partial, target)
+    return count
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise SystemExit(f"{path}: no such file: run the stage that writes it with `dvc repro`") from None
