@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from temper.params import PARAMS
 
@@ -25,7 +26,7 @@ def composed(overrides: list[str]) -> str:
         with initialize_config_dir(str(Path("conf").resolve()), version_base=None):
             cfg = compose("config", overrides)
         OmegaConf.resolve(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise SystemExit(f"conf/: {' '.join(str(error).split())}") from None
     if missing := OmegaConf.missing_keys(cfg):
         raise SystemExit(f"conf/: no value for {', '.join(sorted(missing))}")

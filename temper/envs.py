@@ -70,15 +70,42 @@ def build(env: str) -> None:
         started = time.monotonic()
         _uv("venv", "--quiet", "--python", "3.11", str(target))
         requirements = [flag for lock in _locks(env) for flag in ("-r", str(lock))]
-        _uv("pip", "install", "--compile-bytecode", "--python", str(target), "--excludes", str(_excludes()), *requirements)
+        _uv(
+            "pip",
+            "install",
+            "--compile-bytecode",
+            "--python",
+            str(target),
+            "--excludes",
+            str(_excludes()),
+            *requirements,
+        )
         (target / ".complete").write_text(f"built in {time.monotonic() - started:.0f} s\n")
 
 
 def lock(name: str) -> None:
     """Resolve requirements/<name>.in into requirements/<name>.txt, to the newest versions that it admits."""
     target = REQUIREMENTS / f"{name}.txt"
-    flags = ["--python-version", "3.11", "--excludes", str(_excludes()), "--generate-hashes", "--no-header", "--upgrade"]
-    _uv("pip", "compile", "--quiet", str(REQUIREMENTS / f"{name}.in"), "--annotation-style", "line", *flags, "-o", str(target))
+    flags = [
+        "--python-version",
+        "3.11",
+        "--excludes",
+        str(_excludes()),
+        "--generate-hashes",
+        "--no-header",
+        "--upgrade",
+    ]
+    _uv(
+        "pip",
+        "compile",
+        "--quiet",
+        str(REQUIREMENTS / f"{name}.in"),
+        "--annotation-style",
+        "line",
+        *flags,
+        "-o",
+        str(target),
+    )
     target.write_text(LOCAL_TORCH.sub(r"torch==\1\n", target.read_text()))
     print(f"{target.name}: {len(re.findall('^[a-z]', target.read_text(), re.MULTILINE))} packages")
 
@@ -123,7 +150,9 @@ def _uv(*arguments: str) -> None:
 
 def _pip_settings() -> dict[str, str]:
     """pip's index, wheel folders and certificate, in uv's variables. What is set for uv itself wins."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
     pairs = re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE)
     names = {"index-url": "UV_DEFAULT_INDEX", "find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE"}
     return {names[key]: value for key, value in pairs if key in names and names[key] not in os.environ}

@@ -1,7 +1,6 @@
 """JSON-lines in and out."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,9 @@ def parse(line: bytes, place: str) -> Row:
     except UnicodeDecodeError as error:
         raise SystemExit(f"{place}: not UTF-8 at byte {error.start}: convert the file with `iconv -t utf-8`") from None
     except json.JSONDecodeError as error:
-        raise SystemExit(f"{place}: not JSON ({error.msg} at column {error.colno}): correct or delete the line") from None
+        raise SystemExit(
+            f"{place}: not JSON ({error.msg} at column {error.colno}): correct or delete the line"
+        ) from None
     if not isinstance(row, dict):
         raise SystemExit(f"{place}: a {type(row).__name__}, where each line must be one JSON object")
     return row
@@ -39,7 +40,7 @@ def write(path: str | Path, rows: Iterable[Row]) -> int:
         for row in rows:
             out.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
             count += 1
-    os.replace(partial, target)
+    partial.replace(target)
     return count
 
 

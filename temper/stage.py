@@ -9,14 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 
-from temper import metrics
+from temper import hardware, metrics
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_measured: dict[str, float] = {}
+_measured: dict[str, float | str] = {}
 
 
 def run(main: Callable[[], None], name: str) -> None:
-    """Run a stage's `main` and write reports/timing/<name>.json: wall seconds and peak memory.
+    """Run a stage's `main` and write reports/timing/<name>.json: wall seconds, peak memory and on what machine.
 
     A user's mistake (SystemExit with a message) and a failing disk end in one line on stderr and status 1.
     """
@@ -28,8 +28,12 @@ def run(main: Callable[[], None], name: str) -> None:
         # A full disk or a path that may not be written is the user's to mend; anything else is a defect, with its traceback.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        raise SystemExit(f"{error.filename or 'output'}: {error.strerror}: free space or permissions, then repeat") from None
-    _measured.update(seconds=round(time.monotonic() - started, 1), peak_memory_gb=_peak())
+        raise SystemExit(
+            f"{error.filename or 'output'}: {error.strerror}: free space or permissions, then repeat"
+        ) from None
+    _measured.update(
+        seconds=round(time.monotonic() - started, 1), peak_memory_gb=_peak(), hardware=str(hardware.found())
+    )
     metrics.write(f"reports/timing/{name}.json", _measured)
 
 

@@ -1,0 +1,85 @@
+"""Print and plot the experiments side by side, from `dvc exp show`: what each changed, and what came out."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from temper import figures
+
+MEASURES = {
+    "exact": "reports/evaluate/dpo.json:exact",
+    "call exact": "reports/evaluate/dpo.json:call_exact",
+    "null exact": "reports/evaluate/dpo.json:null_exact",
+    "sft loss": "reports/sft.json:eval_loss",
+}
+INTERVAL = ("reports/evaluate/dpo.json:exact_low", "reports/evaluate/dpo.json:exact_high")
+Row = dict[str, str]
+
+
+def main() -> None:
+    rows = experiments()
+    changed = varied(rows)
+    console = Console(highlight=False)
+    table = Table("experiment", *changed, *MEASURES, box=None)
+    for row in rows:
+        table.add_row(*line(row, changed))
+    console.print(table)
+    Path("reports/ablation.md").write_text(markdown(rows, changed))
+    Path("reports/ablation.svg").write_text(plot(rows, changed))
+    console.print("reports/ablation.md, reports/ablation.svg")
+
+
+def experiments() -> list[Row]:
+    """The workspace and every experiment that has results, as columns of `dvc exp show --csv`."""
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--csv", "--quiet"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    if shown.returncode:
+        raise SystemExit(f"dvc exp show: {shown.stderr.strip().splitlines()[-1]}")
+    rows = [row for row in csv.DictReader(io.StringIO(shown.stdout)) if _value(row, MEASURES["exact"])]
+    if not rows:
+        raise SystemExit("no experiment has results yet: run `dvc exp run -S dpo.beta=0.2` first")
+    return rows
+
+
+def varied(rows: list[Row]) -> list[str]:
+    """The parameters whose value is not the same in all rows, without those that follow from others by name alone."""
+    names = [name for name in rows[0] if _is_param(name)]
+    return [name for name in names if len({row[name] for row in rows}) > 1]
+
+
+def line(row: Row, changed: list[str]) -> list[str]:
+    name = row["Experiment"] or row["rev"]
+    return [name, *(row[key] for key in changed), *(_value(row, column) for column in MEASURES.values())]
+
+
+def markdown(rows: list[Row], changed: list[str]) -> str:
+    head = ["experiment", *changed, *MEASURES]
+    lines = [head, ["---"] * len(head), *(line(row, changed) for row in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def plot(rows: list[Row], changed: list[str]) -> str:
+    """Exact answers with their interval, an experiment a bar."""
+    shown = {}
+    for row in rows:
+        label = ", ".join(f"{key.split('.')[-1]}={row[key]}" for key in changed[:3]) or line(row, changed)[0]
+        value, low, high = (float(_value(row, column) or 0) for column in (MEASURES["exact"], *INTERVAL))
+        shown[f"{line(row, changed)[0]}: {label}"] = {"exact": (value, low, high)}
+    return figures.scores(shown)
+
+
+def _is_param(name: str) -> bool:
+    return not name.startswith("reports/") and ":" not in name and "." in name and not name.endswith((".py", ".txt"))
+
+
+def _value(row: Row, column: str) -> str:
+    return row.get(column) or row.get(column.rpartition(":")[2]) or ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Write the generated parts of README.md (results, stages) and its picture of the graph; `--check` only compares."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from temper import graph, pages, results
+from temper.results import VARIANTS, Results
+
+README = Path("README.md")
+PICTURE = Path("reports/graph.svg")
+
+
+def main(arguments: list[str]) -> None:
+    text = README.read_text()
+    filled = fill(fill(text, "results", results_table(results.load())), "stages", stage_table())
+    if "--check" in arguments and filled != text:
+        raise SystemExit("README.md's generated parts are stale. Run `make readme` and commit the result.")
+    if "--check" not in arguments:
+        README.write_text(filled)
+        PICTURE.write_text(graph.picture(graph.stages()))
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->`."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"{README}: no <!-- {name} --> … <!-- /{name} --> to fill")
+    return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
+
+
+def results_table(found: Results) -> str:
+    head = f"| held-out test rows | n | {' | '.join(VARIANTS)} |\n|---|---|{'---|' * len(VARIANTS)}"
+    rows = [
+        f"| {label} | {found.stages['evaluate/dpo'][count]} | "
+        + " | ".join(pages.percent(found.interval(v, key)) for v in VARIANTS)
+        + " |"
+        for key, label, count in pages.MEASURES
+    ]
+    rates = ", ".join(f"{pages.speed(found, level):.0f} at {level}" for level in found.levels())
+    notes = [
+        f"95% intervals. Release: {pages.gguf_line(found)}. vLLM bf16 tokens/s by concurrent requests: {rates}.",
+        f"{found.minutes():.0f} minutes in all stages on {found.hardware()}; no GPU, no paid service. Code: {commit()}.",
+    ]
+    return "\n".join([head, *rows, "", *notes])
+
+
+def stage_table() -> str:
+    rows = [f"| `{stage.name}` | {stage.desc} | {stage.env} |" for stage in graph.stages()]
+    return "\n".join(["| stage | what it does | environment |", "|---|---|---|", *rows])
+
+
+def commit() -> str:
+    """The commit that last touched dvc.lock, which records the run that the results come from."""
+    command = ["git", "log", "-1", "--format=%h", "--", "dvc.lock"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return f"`{found}`" if found else "not committed yet"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

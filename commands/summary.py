@@ -1,0 +1,56 @@
+"""Print what the last run made: rows, losses, scores, size, speed, and where to look next."""
+
+from rich.console import Console
+from rich.table import Table
+
+from temper import pages, results
+from temper.results import VARIANTS, Results
+
+
+def main() -> None:
+    found = results.load()
+    console = Console(highlight=False)
+    console.print(table("Data", ("stage", "kept", "rejected"), [(n, str(k), str(r)) for n, k, r in found.funnel()]))
+    console.print(table("Training", ("", "train loss", "validation loss", "minutes"), training(found)))
+    console.print(table("Test rows", ("", *VARIANTS), scores(found)))
+    for line in closing(found):
+        console.print(line)
+
+
+def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    made = Table(*head, title=title, title_justify="left", box=None, pad_edge=False)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def training(found: Results) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            f"{found.stages[name]['train_loss']:.3f}",
+            f"{found.stages[name]['eval_loss']:.3f}" if "eval_loss" in found.stages[name] else "",
+            f"{found.timing[name]['seconds'] / 60:.1f}",
+        )
+        for name in ("sft", "dpo")
+    ]
+
+
+def scores(found: Results) -> list[tuple[str, ...]]:
+    return [(label, *(pages.percent(found.interval(v, key)) for v in VARIANTS)) for key, label, _ in pages.MEASURES]
+
+
+def closing(found: Results) -> list[str]:
+    rates = ", ".join(f"{pages.speed(found, level):.0f} at {level}" for level in found.levels())
+    return [
+        f"quantized   models/gguf/model.gguf: {pages.gguf_line(found)}",
+        f"speed       {rates} concurrent requests (tokens/s, vLLM bf16)",
+        f"took        {found.minutes():.0f} minutes in all stages, on {found.hardware()}",
+        "model card  reports/model-card.md",
+        "report      reports/report.html",
+        "chat        make chat",
+    ]
+
+
+if __name__ == "__main__":
+    main()

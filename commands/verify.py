@@ -1,0 +1,53 @@
+"""Run the smoke preset in two clean clones and print every out whose hash differs.
+
+Outs that hold what a machine took (reports/timing, reports/bench) and the card and report that quote them are listed apart.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+MEASURED = ("reports/timing/", "reports/bench/", "reports/model-card.md", "reports/report.html")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="temper-verify-") as folder:
+        first, second = (run(Path(folder) / name) for name in ("first", "second"))
+    different = differing(first, second)
+    exempt = [name for name in first if name[1].startswith(MEASURED)]
+    for stage, out in different:
+        print(f"differs: {stage}: {out}")
+    print(
+        f"{len(first) - len(exempt)} outs compared, {len(different)} differ; {len(exempt)} quote measured time and were left out"
+    )
+    sys.exit(1 if different else 0)
+
+
+def run(clone: Path) -> dict[tuple[str, str], str]:
+    """Clone HEAD, run the smoke preset without any cache of results, and return the hash of every (stage, out)."""
+    subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
+    # A run that is compared resumes nothing: its checkpoints go to a scratch folder of its own.
+    environment = os.environ | {"TEMPER_SCRATCH": str(clone / "tmp")}
+    for command in (["-m", "commands.compose", "experiment=smoke"], ["-m", "dvc", "repro", "--force"]):
+        subprocess.run([sys.executable, *command], cwd=clone, env=environment, check=True)
+    return hashes(clone / "dvc.lock")
+
+
+def hashes(lock: Path) -> dict[tuple[str, str], str]:
+    """(stage, out) → md5, as dvc.lock records them."""
+    stages = yaml.safe_load(lock.read_text())["stages"]
+    return {(name, out["path"]): out["md5"] for name, stage in stages.items() for out in stage.get("outs", [])}
+
+
+def differing(first: dict[tuple[str, str], str], second: dict[tuple[str, str], str]) -> list[tuple[str, str]]:
+    """Every (stage, out) whose hash is not the same in both, or that only one has; measured outs are not compared."""
+    names = {name for name in first.keys() | second.keys() if not name[1].startswith(MEASURED)}
+    return sorted(name for name in names if first.get(name) != second.get(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Quantize the preference-tuned model for release.
+
+Reads   models/dpo
+Writes  models/<format>/model.gguf, reports/quantize/<format>.json
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from temper import gguf, metrics, params, stage
+
+MODEL = Path("models/dpo")
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@dataclass
+class Quantize:
+    type: str
+    name: str
+
+
+def main() -> None:
+    cfg = params.load("quantize.gguf", Quantize)
+    gguf.check_type(cfg.type)
+    if not (MODEL / "config.json").is_file():
+        raise SystemExit(f"{MODEL}: no model: run `make dpo`, which writes it")
+    threads = int(params.runtime()["threads"])
+    target = Path("models/gguf/model.gguf")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Inside the out, so that DVC removes it with the rest when a run was cut short.
+    whole = target.with_name("bf16.gguf")
+    try:
+        gguf.convert(MODEL, whole, cfg.name)
+        fell_back = gguf.quantize(whole, target, cfg.type, threads)
+        whole_bytes = whole.stat().st_size
+    finally:
+        whole.unlink(missing_ok=True)
+    check(target, threads)
+    found = gguf.contents(target) | {"type": cfg.type, "fell_back": fell_back, "bf16_bytes": whole_bytes}
+    metrics.write("reports/quantize/gguf.json", found | {"ratio": found["bytes"] / whole_bytes})
+
+
+def check(path: Path, threads: int) -> None:
+    """Exit unless the file carries the model's own chat template, loads, and answers."""
+    if gguf.template(path).strip() != (MODEL / "chat_template.jinja").read_text().strip():
+        raise SystemExit(f"{path}: its chat template is not {MODEL}/chat_template.jinja: write both again with `make dpo quantize`")
+    if not "".join(gguf.reply(gguf.load(path, threads, context=256), QUESTION, max_tokens=16)).strip():
+        raise SystemExit(f"{path}: loads, but answers nothing: choose a wider quantize.gguf.type")
+
+
+if __name__ == "__main__":
+    stage.run(main, f"quantize/{sys.argv[1]}")

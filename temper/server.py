@@ -1,0 +1,137 @@
+"""A vLLM server for the time of a block: started, waited for, and ended with it, however it ends."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from temper import stage
+
+HOST = "127.0.0.1"
+START_SECONDS = 900.0  # compiling for a GPU takes minutes
+STOP_SECONDS = 30.0
+LAST_LINES = 15
+
+
+class Server:
+    """Serve the model in a folder with vLLM's OpenAI API on a loopback port; `url` answers once the block is entered."""
+
+    def __init__(self, model: Path, dtype: str, seed: int, runtime: dict[str, Any]) -> None:
+        if not (model / "config.json").is_file():
+            raise SystemExit(f"{model}: no model: run `make {model.name}`, which writes it")
+        self.port = chosen_port(runtime["serve_port"])
+        self.url = f"http://{HOST}:{self.port}"
+        self.name = model.name
+        self.start_seconds = 0.0
+        self._arguments = arguments(model, dtype, seed, runtime)
+        self._environment = os.environ | environment(runtime)
+
+    def __enter__(self) -> "Server":
+        self._folder = tempfile.TemporaryDirectory(prefix="temper-server-")
+        self._log = Path(self._folder.name) / "server.log"
+        started = time.monotonic()
+        command = [sys.executable, "-m", "temper.api_server", "--host", HOST, "--port", str(self.port), *self._arguments]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, env=self._environment, stdout=log, stderr=log, preexec_fn=stage.die_with_parent
+            )
+        try:
+            self._wait(started + START_SECONDS)
+        except BaseException:
+            self._stop()
+            raise
+        self.start_seconds = time.monotonic() - started
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def peak_memory_gb(self) -> float:
+        """Sum over the server's processes of the most memory each has had resident, in GB."""
+        import psutil
+
+        server = psutil.Process(self._process.pid)
+        return sum(peak(process.pid) for process in [server, *server.children(recursive=True)]) / 1e9
+
+    def last_lines(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+
+    def _wait(self, deadline: float) -> None:
+        while not answers(f"{self.url}/health"):
+            if (status := self._process.poll()) is not None:
+                raise SystemExit(f"the vLLM server ended with status {status} before it was ready. Its last lines:\n{self.last_lines()}")
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the vLLM server was not ready after {START_SECONDS:.0f} s. Its last lines:\n{self.last_lines()}")
+            time.sleep(0.25)
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Its workers end with it: see temper/api_server.py.
+            self._process.kill()
+            self._process.wait()
+        self._folder.cleanup()
+
+
+def arguments(model: Path, dtype: str, seed: int, runtime: dict[str, Any]) -> list[str]:
+    """The server's command line: `serve_memory_gb` is for the KV cache alone."""
+    values = {
+        "--model": str(model),
+        "--served-model-name": model.name,
+        "--dtype": dtype,
+        "--seed": str(seed),
+        "--kv-cache-memory-bytes": str(int(runtime["serve_memory_gb"] * 2**30)),
+    }
+    eager = ["--enforce-eager"] if runtime["serve_eager"] else []
+    return [part for pair in values.items() for part in pair] + ["--disable-uvicorn-access-log", *eager]
+
+
+def environment(runtime: dict[str, Any]) -> dict[str, str]:
+    """No telemetry, no model hub, and OpenMP on `threads` cores (vLLM's own choice leaves one of two idle)."""
+    cores = sorted(os.sched_getaffinity(0))[: runtime["threads"]]
+    return {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+    }
+
+
+def chosen_port(wanted: int | None) -> int:
+    """`wanted`, or a free port of the loopback interface for None; exits when `wanted` is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted or 0))
+        except OSError as error:
+            remedy = "end what uses it, or set it to null for any free one (conf/hardware)"
+            raise SystemExit(f"hardware.runtime.serve_port: {wanted} on {HOST}: {error.strerror}: {remedy}") from None
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    """Whether a GET succeeds, never through a proxy."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=5):
+            return True
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def peak(pid: int) -> int:
+    """The most bytes that a process has had resident (VmHWM of Linux); 0 where that is not known."""
+    status = Path(f"/proc/{pid}/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)

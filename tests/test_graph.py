@@ -1,0 +1,107 @@
+"""dvc.yaml says what the scripts do: DVC cannot see imports or which params a script reads, so we look."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from commands import check
+from temper import graph
+
+STAGES = graph.stages()
+SCRIPTS = sorted({stage.script for stage in STAGES})
+
+
+def first_party(source: Path, seen: set[str] | None = None) -> set[str]:
+    """Every temper module that `source` imports, directly or not."""
+    seen = set() if seen is None else seen
+    for module in imported(source):
+        path = Path(module.replace(".", "/") + ".py")
+        if path.is_file() and str(path) not in seen:
+            seen.add(str(path))
+            first_party(path, seen)
+    return seen
+
+
+def imported(source: Path) -> list[str]:
+    """Dotted names of temper that `source` imports, as a module or from one."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "temper":
+            names += [f"{node.module}.{alias.name}" for alias in node.names] + [str(node.module)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names if alias.name.split(".")[0] == "temper"]
+    return names
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_deps_name_the_script_its_modules_and_its_lock(stage: graph.Stage) -> None:
+    script = Path(f"scripts/{stage.script}.py")
+    wanted = {str(script), f"requirements/{stage.env}.txt"} | first_party(script)
+    code = {dep for dep in stage.deps if dep.endswith(".py") or dep.startswith("requirements/")}
+    assert code == wanted
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_params_are_the_sections_the_script_loads(stage: graph.Stage) -> None:
+    calls = [
+        node.args[0]
+        for node in ast.walk(ast.parse(Path(f"scripts/{stage.script}.py").read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "params.load"
+    ]
+    # A matrix stage loads f"quantize.{item}": its literal beginning is the section.
+    loaded = {ast.unparse(call).strip("f'\"").split(".")[0] for call in calls}
+    assert {param.split(".")[0] for param in stage.params} == loaded
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_stage_reads_as_one_screen_and_says_what_it_reads_and_writes(name: str) -> None:
+    source = Path(f"scripts/{name}.py").read_text()
+    assert len(source.splitlines()) <= 150
+    assert re.search(r"^Reads +\S", source, re.MULTILINE)
+    assert re.search(r"^Writes +\S", source, re.MULTILINE)
+
+
+def test_every_script_is_a_stage_and_no_script_imports_another() -> None:
+    files = {path.stem for path in Path("scripts").glob("*.py")} - {"__init__"}
+    assert files == set(SCRIPTS)
+    for name in files:
+        assert "scripts" not in Path(f"scripts/{name}.py").read_text().split('"""', 2)[2].replace("requirements", "")
+
+
+def test_every_stage_has_its_section_and_its_group() -> None:
+    for stage in STAGES:
+        assert Path(f"conf/{stage.script}").is_dir(), stage.name
+        assert f"reports/timing/{stage.name.replace('@', '/')}.json" in stage.outs
+    check.main()
+
+
+def test_an_unknown_key_is_named_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited = tmp_path / "params.yaml"
+    edited.write_text(Path("params.yaml").read_text().replace("  beta:", "  betta: 1\n  beta:"))
+    schema = check.schema(importlib.import_module("scripts.dpo"), "dpo")
+    from temper import params
+
+    with pytest.raises(SystemExit, match=r"section 'dpo'.*betta.*make params"):
+        params.load("dpo", schema, edited)
+
+
+def test_the_library_imports_one_way() -> None:
+    for source in Path("temper").rglob("*.py"):
+        for line in source.read_text().splitlines():
+            assert not re.match(r"\s*(from|import) (scripts|commands|tests)\b", line), source
+
+
+def test_edges_join_a_dep_to_the_stage_that_makes_it() -> None:
+    pairs = graph.edges(STAGES)
+    assert ("base", "ingest") in pairs  # a file inside the out models/base
+    assert ("sft", "preferences") in pairs
+    assert ("sft", "base") not in pairs
+
+
+def test_the_picture_shows_every_stage() -> None:
+    svg = graph.picture(STAGES)
+    assert svg == graph.picture(STAGES)
+    assert all(f">{stage.name}<" in svg for stage in STAGES)
