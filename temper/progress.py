@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 
 INTERVAL = 60.0  # seconds between two lines
 
@@ -12,8 +13,10 @@ def quiet() -> None:
     """Silence what vendors print at import and, off a terminal, every bar. Call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("torchao", "torch.utils._pytree"):
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Bitsandbytes looks for CPU kernels on the Hub, which nothing here uses, and warns that it is offline.
+    warnings.filterwarnings("ignore", message="Skipping publisher trust check")
     if not on_terminal():
         os.environ["TQDM_DISABLE"] = "1"
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

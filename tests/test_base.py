@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -51,12 +52,11 @@ def test_a_hub_model_without_network_names_what_to_do(monkeypatch: pytest.Monkey
 
 
 def test_a_gated_model_names_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
 
     def gated(*_: object, **__: object) -> str:
-        raise GatedRepoError("403", response=httpx.Response(403, request=httpx.Request("GET", "https://hub.invalid")))
+        raise GatedRepoError("403", response=MagicMock())
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", gated)
     message = refusal(HUB)

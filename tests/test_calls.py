@@ -86,10 +86,12 @@ def test_exact(text: str, exact: bool) -> None:
         "[]",
         '{"name": "area"}',
         '{"name": "area", "arguments": []}',
+        '{"name": "area", "arguments": {}, "id": 1}',
+        '{"name": "area", "arguments": {"base": NaN}}',
         call(base=5) + " so",
         "[" * 10**5,
-    ]
-    + ['{"name": "area", "arguments": {}, "id": 1}', '{"name": "area", "arguments": {"base": NaN}}', "1" * 5000],
+        "1" * 5000,
+    ],
 )
 def test_what_is_no_call_is_invalid_and_worth_nothing(text: str) -> None:
     assert calls.score(text, [AREA], GOLD) == calls.INVALID

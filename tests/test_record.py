@@ -1,0 +1,83 @@
+"""A bad row is refused with a reason for the metrics and a sentence for its author."""
+
+from typing import Any
+
+import pytest
+
+from temper import calls, record
+from temper.record import BadRow
+
+USER = {"role": "user", "content": "How large is a triangle of base 5?"}
+ANSWER = {"role": "assistant", "content": '{"name": "area", "arguments": {"base": 5}}'}
+TOOL = {"name": "area", "parameters": {"properties": {"base": {"type": "integer"}}, "required": ["base"]}}
+GOOD: dict[str, Any] = {"messages": [USER, ANSWER], "tools": [TOOL]}
+
+
+def make(**changes: Any) -> dict[str, Any]:
+    return record.make(GOOD | changes, "mine.jsonl", "cc0-1.0", "mine")
+
+
+def test_a_row_of_messages_becomes_a_record() -> None:
+    row = make()
+    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
+    assert row["messages"][0]["content"] == calls.system_prompt([TOOL])
+    assert row["gold"] == {"name": "area", "arguments": {"base": [5]}}
+    assert (row["source"], row["licence"], row["category"]) == ("mine.jsonl", "cc0-1.0", "mine")
+
+
+def test_a_system_turn_a_gold_call_and_a_category_of_its_own_stay() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    gold = {"name": "area", "arguments": {"base": [4, 5]}}
+    row = make(messages=[system, USER, ANSWER], gold=gold, category="geometry")
+    assert row["messages"][0] == system
+    assert row["gold"] == gold
+    assert row["category"] == "geometry"
+
+
+def test_nested_values_are_their_own_gold() -> None:
+    tool = {"name": "f", "parameters": {"properties": {"x": {"type": "object"}}}}
+    answer = {"role": "assistant", "content": '{"name": "f", "arguments": {"x": {"a": [1, {"b": null}]}}}'}
+    row = make(messages=[USER, answer], tools=[tool])
+    assert calls.score(answer["content"], row["tools"], row["gold"]).exact
+
+
+def test_the_id_is_of_the_content() -> None:
+    assert make()["id"] == make()["id"]
+    assert len(make()["id"]) == 16
+    assert make()["id"] != make(category="other")["id"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({"messages": None}, "type", "messages is missing"),
+        ({"messages": []}, "type", "messages is empty"),
+        ({"messages": "hi"}, "type", "messages is a str"),
+        ({"messages": [USER, "hi"]}, "type", "role and content"),
+        ({"messages": [USER, {"role": "assistant", "content": 5}]}, "type", "role and content"),
+        ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "empty", "assistant turn without content"),
+        ({"messages": [ANSWER, USER]}, "roles", "roles are assistant, user"),
+        ({"messages": [USER]}, "roles", "roles are user, where"),
+        ({"messages": [USER, USER, ANSWER, ANSWER]}, "roles", "user, user"),
+        ({"messages": [{"role": "system", "content": "s"}]}, "roles", "roles are system"),
+        ({"messages": [USER, {"role": "tool", "content": "x"}]}, "roles", "roles are user, tool"),
+        ({"tools": {"name": "area"}}, "type", "tools is a dict"),
+        ({"tools": [{"name": "area"}]}, "type", "schema is missing"),
+        ({"tools": [{"function": TOOL}]}, "type", "a tool that is not"),
+        ({"tools": [{"name": "f", "parameters": {"properties": []}}], "gold": 1}, "type", "gold is neither"),
+        ({"tools": [{"name": "f", "parameters": {"properties": ["x"]}}]}, "type", "f: properties is a list"),
+        ({"gold": {"name": "area", "arguments": {"base": 5}}}, "type", "'base' is a int"),
+        ({"gold": {"name": "area", "arguments": {"base": []}}}, "type", "'base' is empty"),
+        ({"gold": {"name": "area", "arguments": {"base": [6]}}}, "contradictory", "not a right answer"),
+        ({"gold": None}, "contradictory", "not a right answer"),
+        ({"tools": []}, "contradictory", "not a right answer"),
+        ({"messages": [USER, {"role": "assistant", "content": "Twelve."}]}, "no_gold", "is no call either"),
+        ({"category": 3}, "type", "category is 3"),
+        ({"messages": [{"role": "user", "content": "\ud800"}, ANSWER]}, "encoding", "UTF-8"),
+    ],
+)
+def test_a_bad_row(changes: dict[str, Any], reason: str, detail: str) -> None:
+    with pytest.raises(BadRow, match=detail) as refusal:
+        make(**changes)
+    assert refusal.value.reason == reason
+    assert "\n" not in str(refusal.value)
