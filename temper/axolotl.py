@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from temper import records, training
 
 Config = dict[str, Any]
 # bf16 on CPU is autocast over bf16 weights with the adapter in float32.
-PRECISIONS = {"fp32": {"bf16": False, "fp16": False, "tf32": False}, "bf16": {"bf16": True, "fp16": False, "tf32": False}}
+PRECISIONS = {
+    "fp32": {"bf16": False, "fp16": False, "tf32": False},
+    "bf16": {"bf16": True, "fp16": False, "tf32": False},
+}
 DATA = ("datasets", "test_datasets")
 # Axolotl's fused LoRA kernels are CUDA code.
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
@@ -71,7 +75,9 @@ def render(cfg: Any, processes: int) -> Config:
 
 def precision(name: str) -> str:
     if name not in PRECISIONS:
-        raise SystemExit(f"hardware.precision is '{name}', expected {' or '.join(PRECISIONS)}: correct it in conf/hardware")
+        raise SystemExit(
+            f"hardware.precision is '{name}', expected {' or '.join(PRECISIONS)}: correct it in conf/hardware"
+        )
     return name
 
 
@@ -98,7 +104,9 @@ def deepspeed(name: str) -> Config:
     """DeepSpeed's own configuration for ZeRO stage 1, 2 or 3 (`zero2`); batch shapes come from the trainer."""
     stage = int(name.removeprefix("zero")) if name in ("zero1", "zero2", "zero3") else 0
     if not stage:
-        raise SystemExit(f"hardware.deepspeed is '{name}', expected null, zero1, zero2 or zero3: correct it in conf/hardware")
+        raise SystemExit(
+            f"hardware.deepspeed is '{name}', expected null, zero1, zero2 or zero3: correct it in conf/hardware"
+        )
     zero: Config = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
     if stage == 3:
         # Without it a checkpoint is one shard a process.
@@ -133,8 +141,13 @@ def write(config: Config, path: Path) -> None:
     path.write_text(yaml.safe_dump(plain, sort_keys=True))
 
 
-def train(config: Config, scratch: Path, checkpoint: Path | None, report_to: list[str], processes: int) -> list[dict[str, Any]]:
+def train(
+    config: Config, scratch: Path, checkpoint: Path | None, report_to: list[str], processes: int
+) -> list[dict[str, Any]]:
     """Train into `scratch`/out and return the Trainer's log; what belongs to this run alone is added to `config` here."""
+    for name in ("prepared", "datasets"):
+        # Preprocessing that was cut short leaves a folder that looks whole; it takes seconds to do again.
+        shutil.rmtree(scratch / name, ignore_errors=True)
     os.environ["HF_DATASETS_CACHE"] = str(scratch / "datasets")
     run = config | {
         **{key: [part | {"path": _messages(part["path"], scratch)} for part in config[key]] for key in DATA},

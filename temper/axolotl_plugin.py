@@ -36,7 +36,9 @@ def run(config: Path, log: Path) -> list[dict[str, Any]]:
     _, _, trainer = train(cfg=cfg, dataset_meta=data)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         log.write_text(json.dumps(trainer.state.log_history))
-        _measure(data.train_dataset, trainer.state, time.monotonic() - started, resumed=bool(cfg.resume_from_checkpoint))
+        _measure(
+            data.train_dataset, trainer.state, time.monotonic() - started, resumed=bool(cfg.resume_from_checkpoint)
+        )
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
 

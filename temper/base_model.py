@@ -124,7 +124,7 @@ def _hub(source: Source) -> tuple[Any, Any]:
         raise SystemExit(
             f"{place}: no such repository, or one you may not see: correct conf/model, or {GATED}"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
         raise SystemExit(f"{place}: the Hub did not give it ({type(error).__name__}): {OFFLINE}") from None
     return _pretrained(Path(folder))
 

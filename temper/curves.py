@@ -28,9 +28,13 @@ def summary(log: Log) -> dict[str, float]:
     """first_loss, train_loss (mean over the last tenth of the steps), eval_loss (last) and steps."""
     losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     if not losses:
-        raise SystemExit("training: no step was logged: the data gives fewer rows than one global batch; add rows or lower it")
+        raise SystemExit(
+            "training: no step was logged: the data gives fewer rows than one global batch; add rows or lower it"
+        )
     if bad := [step for step, loss in losses if not math.isfinite(loss)]:
-        raise SystemExit(f"training: the loss is not finite at step {bad[0]}: lower the learning rate, or use precision fp32")
+        raise SystemExit(
+            f"training: the loss is not finite at step {bad[0]}: lower the learning rate, or use precision fp32"
+        )
     tail = [loss for _, loss in losses[-math.ceil(len(losses) / 10) :]]
     values = {"first_loss": losses[0][1], "train_loss": sum(tail) / len(tail), "steps": losses[-1][0]}
     evals = [entry["eval_loss"] for entry in log if "eval_loss" in entry]

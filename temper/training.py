@@ -22,7 +22,9 @@ def prepare() -> None:
 def require_gpu(precision_of: str) -> None:
     """Exit when a GPU preset meets a machine without one, before minutes of imports."""
     if not _has_gpu():
-        raise SystemExit(f"hardware={precision_of} needs a GPU and none was found: choose hardware=cpu, or see `make doctor`")
+        raise SystemExit(
+            f"hardware={precision_of} needs a GPU and none was found: choose hardware=cpu, or see `make doctor`"
+        )
 
 
 def accumulation(global_batch: int, micro_batch: int, processes: int, section: str) -> int:

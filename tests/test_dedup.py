@@ -1,11 +1,13 @@
 """Duplicates leave with the id of what was kept; requests that are nearly the same share a cluster."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -26,65 +28,73 @@ def row(request: str, answer: str = "null", tool: str = "book", system: str = "T
     return record.identified({"messages": messages, "tools": [{"name": tool, "parameters": {}}], "category": "c"})
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
-    """A function that runs the stage over rows and returns what it kept."""
-    monkeypatch.chdir(tmp_path)
+TRIANGLE = "Find the area of a triangle with base {} and height {} and round it"
+MANY_TOOLS = " ".join(f"parameter{number}: string," for number in range(80))
+ROWS = {
+    "first": row(LONG, '{"name": "book"}'),
+    "unlike": row("What is the weather like in Oslo today?"),
+    "exact": row(LONG.upper(), '{"NAME": "book"}'),
+    "near": row(f"{LONG} please", '{"name": "book"}'),
+    "other answer": row(LONG, tool="sing"),
+    "other tools": row(LONG, '{"name": "book"}', tool="cook"),
+    "numbers": row(TRIANGLE.format(3, 4), "12"),
+    "other numbers": row(TRIANGLE.format(10, 22), "220"),
+    "many tools": row("Book me a room in Rome", system=MANY_TOOLS),
+    "same tools": row("Is breakfast included there?", system=MANY_TOOLS),
+}
 
-    def stage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+
+class Ran:
+    """What the stage made of ROWS, by their names above."""
+
+    def __init__(self, output: tuple[str, str]) -> None:
+        names = {one["id"]: name for name, one in ROWS.items()}
+        self.output = output
+        self.metrics = metrics.read("reports/dedup.json")
+        self.kept = {names[one["id"]]: names[one["cluster"]] for one in records.read("data/dedup.jsonl")}
+        self.rejected = {
+            names[one["id"]]: (one["reason"], names[one["kept"]]) for one in records.read("data/rejected/dedup.jsonl")
+        }
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("dedup"))
         section = {"ngram": 5, "bands": 14, "rows": 8, "seed": 17}
         OmegaConf.save({"dedup": section, "hardware": {"runtime": {"processes": 1}}}, "params.yaml")
-        records.write("data/ingest.jsonl", rows)
-        dedup.main()
-        return list(records.read("data/dedup.jsonl"))
-
-    return stage
-
-
-def rejected() -> list[dict[str, Any]]:
-    return list(records.read("data/rejected/dedup.jsonl"))
+        records.write("data/ingest.jsonl", ROWS.values())
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            dedup.main()
+        yield Ran((out.getvalue(), err.getvalue()))
 
 
-def test_duplicates_leave_and_the_first_stays(
-    run: Callable[..., list[dict[str, Any]]], capfd: pytest.CaptureFixture[str]
-) -> None:
-    first, other = row(LONG), row("What is the weather like in Oslo today?")
-    exact, near = row(LONG.upper()), row(f"{LONG} please")
-    kept = run([first, other, exact, near])
-    assert [one["id"] for one in kept] == [first["id"], other["id"]]
-    assert [(one["id"], one["reason"], one["kept"]) for one in rejected()] == [
-        (exact["id"], "exact", first["id"]),
-        (near["id"], "near", first["id"]),
-    ]
-    found = metrics.read("reports/dedup.json")
-    assert (found["seen"], found["kept"], found["rejected_exact"], found["rejected_near"]) == (4, 2, 1, 1)
-    # Datatrove's own log would bury everything else.
-    assert capfd.readouterr() == ("", "")
+def test_duplicates_leave_and_the_first_stays(ran: Ran) -> None:
+    assert ran.rejected == {"exact": ("exact", "first"), "near": ("near", "first")}
+    assert list(ran.kept) == [name for name in ROWS if name not in ran.rejected]
+    assert (ran.metrics["seen"], ran.metrics["kept"]) == (len(ROWS), len(ROWS) - 2)
+    assert (ran.metrics["rejected_exact"], ran.metrics["rejected_near"]) == (1, 1)
 
 
-def test_one_request_with_two_answers_is_two_rows_of_one_cluster(run: Callable[..., list[dict[str, Any]]]) -> None:
-    call, null, other = row(LONG, '{"name": "book"}'), row(LONG, "null", tool="sing"), row("Sing me a song about rain")
-    kept = run([call, other, null])
-    assert [one["id"] for one in kept] == [call["id"], other["id"], null["id"]]
-    assert kept[0]["cluster"] == kept[2]["cluster"] == call["id"]
-    assert kept[1]["cluster"] == other["id"]
+def test_one_request_with_two_answers_is_two_rows_of_one_cluster(ran: Ran) -> None:
+    assert ran.kept["first"] == ran.kept["other answer"] == "first"
 
 
-def test_the_same_question_under_other_tools_is_another_row(run: Callable[..., list[dict[str, Any]]]) -> None:
-    assert len(run([row(LONG, tool="book"), row(LONG, tool="cook")])) == 2
+def test_the_same_question_under_other_tools_is_another_row_of_the_cluster(ran: Ran) -> None:
+    assert ran.kept["other tools"] == "first"
 
 
-def test_other_numbers_make_another_row_of_the_same_cluster(run: Callable[..., list[dict[str, Any]]]) -> None:
-    text = "Find the area of a triangle with base {} and height {} and round it"
-    kept = run([row(text.format(3, 4), "12"), row(text.format(10, 22), "220")])
-    assert len(kept) == 2
-    assert kept[0]["cluster"] == kept[1]["cluster"]
+def test_other_numbers_make_another_row_of_the_same_cluster(ran: Ran) -> None:
+    assert ran.kept["numbers"] == ran.kept["other numbers"] == "numbers"
 
 
-def test_a_long_list_of_tools_does_not_make_requests_alike(run: Callable[..., list[dict[str, Any]]]) -> None:
-    system = " ".join(f"parameter{number}: string," for number in range(80))
-    kept = run([row("Book me a room in Rome", system=system), row("Is breakfast included there?", system=system)])
-    assert len({one["cluster"] for one in kept}) == 2
+def test_a_long_list_of_tools_does_not_make_requests_alike(ran: Ran) -> None:
+    assert (ran.kept["many tools"], ran.kept["same tools"]) == ("many tools", "same tools")
+
+
+def test_the_engine_keeps_its_log_to_itself(ran: Ran) -> None:
+    assert ran.output == ("", "")
 
 
 def test_texts_shorter_than_an_ngram_match_only_themselves() -> None:
@@ -117,4 +127,6 @@ def test_a_killed_run_leaves_no_process_behind() -> None:
         time.sleep(0.5)
         os.kill(running.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=5)
+    for process in alive:
+        process.kill()
     assert not alive

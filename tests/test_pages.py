@@ -38,7 +38,13 @@ def results() -> Results:
     stages["sft"] = {"train_loss": 0.2345, "eval_loss": 0.3456, "steps": 12}
     stages["dpo"] = {"train_loss": 0.6543, "steps": 5}
     stages["quantize/gguf"] = {"type": "Q4_K_M", "bytes": 105e6, "bf16_bytes": 270e6, "bits_per_weight": 6.21}
-    parts = {"tokens_per_second": 48.0, "ttft_p50_ms": 31.0, "ttft_p99_ms": 41.0, "itl_p50_ms": 20.5, "itl_p99_ms": 29.5}
+    parts = {
+        "tokens_per_second": 48.0,
+        "ttft_p50_ms": 31.0,
+        "ttft_p99_ms": 41.0,
+        "itl_p50_ms": 20.5,
+        "itl_p99_ms": 29.5,
+    }
     stages["bench/bf16"] = {f"c8_{name}": value for name, value in parts.items()}
     timing = {name: {"seconds": 60.0, "peak_memory_gb": 1.5, "hardware": "a quiet machine"} for name in stages}
     curve = [{"step": "1", "loss": "2.5", "eval_loss": ""}, {"step": "2", "loss": "1.5", "eval_loss": "1.75"}]
@@ -61,7 +67,14 @@ def answers() -> dict[str, list[dict[str, Any]]]:
 def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
     card = pages.card(results, Card())
     assert card.startswith("---\nlicense: apache-2.0\nbase_model: SmolLM2\n")
-    wanted = ("50.0% (43.8–56.2)", "0.2345", "0.3456", "0.6543", "Q4_K_M, 105 MB of 270 MB, 6.21 bits", "| 8 | 48 | 31 / 41 |")
+    wanted = (
+        "50.0% (43.8–56.2)",
+        "0.2345",
+        "0.3456",
+        "0.6543",
+        "Q4_K_M, 105 MB of 270 MB, 6.21 bits",
+        "| 8 | 48 | 31 / 41 |",
+    )
     for figure in wanted:
         assert figure in card, figure
     assert "7 near (dedup)" in card

@@ -38,6 +38,7 @@ def row(request: str, arguments: dict[str, list[Any]] | None) -> Row:
     [
         ("write to jane.roe@example.com today", "jane.roe@example.com", "EMAIL_ADDRESS"),
         ("call me at (415) 555-2671", "(415) 555-2671", "PHONE_NUMBER"),
+        ("phone 4155552671", "4155552671", "PHONE_NUMBER"),
         ("from +44 20 7946 0958 please", "+44 20 7946 0958", "PHONE_NUMBER"),
         ("pay with card 4111 1111 1111 1111", "4111 1111 1111 1111", "CREDIT_CARD"),
         ("to IBAN DE89370400440532013000", "DE89370400440532013000", "IBAN_CODE"),
@@ -60,6 +61,7 @@ def test_direct_identifiers_are_found(find: presidio.Find, text: str, identifier
         "the density of 1.225 kg at 101325 Pa",
         "an Uber from 2150 Shattuck Ave, Berkeley, CA 94704 in 600 seconds",
         "the user with the ID 7890",
+        "when will size 40 be ready with id 4155552671?",
     ],
 )
 def test_the_numbers_of_a_request_are_no_identifiers(find: presidio.Find, text: str) -> None:

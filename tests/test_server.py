@@ -1,0 +1,99 @@
+"""A server is there for its block only: it says why it could not start, and nothing of it outlives whoever started it."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from temper import server
+from temper.server import Server
+
+RUNTIME: dict[str, Any] = {"threads": 2, "serve_memory_gb": 1, "serve_eager": True, "serve_port": None}
+
+# One layer of random weights and a tokenizer of single bytes: enough for vLLM to load, serve and be killed.
+MODEL = """
+import sys
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+vocabulary = {letter: number for number, letter in enumerate(["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+tokenizer = Tokenizer(models.BPE(vocabulary, []))
+tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+wrapped.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+wrapped.save_pretrained(sys.argv[1])
+sizes = dict(hidden_size=128, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
+config = LlamaConfig(vocab_size=len(wrapped), max_position_embeddings=512, eos_token_id=0, bos_token_id=None, **sizes)
+LlamaForCausalLM(config).save_pretrained(sys.argv[1])
+"""
+HOLD = f"""
+import sys, time
+from pathlib import Path
+from temper.server import Server
+with Server(Path(sys.argv[1]), "float32", 0, {RUNTIME!r}):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_port_in_use_is_named_with_the_remedy(folder: Path) -> None:
+    with socket.socket() as other:
+        other.bind((server.HOST, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as error:
+            Server(folder, "float32", 0, RUNTIME | {"serve_port": port})
+    assert f"serve_port: {port}" in str(error.value)
+    assert "null" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_free_port_is_taken_when_none_is_given(folder: Path) -> None:
+    assert Server(folder, "float32", 0, RUNTIME).port > 0
+
+
+def test_a_missing_model_names_the_target_that_writes_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="make dpo"):
+        Server(tmp_path / "dpo", "float32", 0, RUNTIME)
+
+
+def test_a_server_that_dies_shows_its_last_words(folder: Path) -> None:
+    # vLLM is not in the environment that runs this, so the server ends at its import.
+    with (
+        pytest.raises(SystemExit, match=r"ended with status 1 [\s\S]*No module named 'vllm'"),
+        Server(folder, "float32", 0, RUNTIME),
+    ):
+        pass
+
+
+def test_memory_and_compilation_come_from_the_machine() -> None:
+    flags = server.arguments(Path("models/dpo"), "bfloat16", 1, RUNTIME | {"serve_memory_gb": 16, "serve_eager": False})
+    assert flags[flags.index("--kv-cache-memory-bytes") + 1] == str(16 * 2**30)
+    assert "--enforce-eager" not in flags
+
+
+@pytest.mark.engine
+def test_no_process_of_the_server_outlives_a_killed_stage(tmp_path: Path) -> None:
+    in_serve = [sys.executable, "-m", "temper.envs", "run", "serve", "-c"]
+    subprocess.run([*in_serve, MODEL, str(tmp_path)], check=True)
+    stage = subprocess.Popen([*in_serve, HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert stage.stdout is not None
+        assert stage.stdout.readline().strip() == "ready"
+        # By parentage: vLLM's workers rename themselves, which hides their command line and environment.
+        family = psutil.Process(stage.pid).children(recursive=True)
+        assert len(family) >= 2
+    finally:
+        stage.kill()
+        stage.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
