@@ -45,8 +45,8 @@ lock: ## Resolve requirements/*.in again into exact locks
 summary: env-main ## Print what the last run made
 	@python -m commands.summary
 
-chat: env-main env-quantize ## Talk to the released model in the terminal
-	@python -m temper.envs run quantize -m commands.chat
+chat: env-main env-quantize ## Talk to the released model in the terminal (TOOLS=file.json brings your own tools)
+	@python -m temper.envs run quantize -m commands.chat $(TOOLS)
 
 doctor: env-main ## What is installed, what is missing, what hardware this is and which preset fits it
 	@python -m commands.doctor

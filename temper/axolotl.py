@@ -45,6 +45,7 @@ def render(cfg: Any, processes: int) -> Config:
         "test_datasets": [{"path": "data/contamination/validation.jsonl", **data}],
         "chat_template": "tokenizer_default",
         "sequence_len": cfg.sequence_length,
+        "excess_length_strategy": "raise",
         "sample_packing": cfg.packing,
         "eval_sample_packing": False,
         "micro_batch_size": cfg.micro_batch,

@@ -17,7 +17,11 @@ class Plugin(BasePlugin):
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         # Unfiltered, a loss that is not a number shows in the log instead of as the mean of its neighbours.
-        return {"logging_nan_inf_filter": False} | ({} if hardware.found().gpus else {"use_cpu": True})
+        arguments: dict[str, Any] = {"logging_nan_inf_filter": False}
+        if cfg.resume_from_checkpoint:
+            # The run that is resumed evaluated at its start; once more would add a row to the curve.
+            arguments["eval_on_start"] = False
+        return arguments | ({} if hardware.found().gpus else {"use_cpu": True})
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         training.quiet_callbacks(trainer)
@@ -29,10 +33,18 @@ def run(config: Path, log: Path) -> list[dict[str, Any]]:
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_datasets
     from axolotl.train import train
+    from transformers import set_seed
 
     cfg = load_cfg(str(config))
-    data = load_datasets(cfg=cfg)
+    try:
+        data = load_datasets(cfg=cfg)
+    except ValueError as error:
+        raise SystemExit(
+            f"sft: Axolotl refuses the rows: {error}: lower data.max_tokens or raise sft.sequence_length"
+        ) from None
     started = time.monotonic()
+    # Axolotl seeds the order of rows but not the adapter's first weights.
+    set_seed(cfg.seed)
     _, _, trainer = train(cfg=cfg, dataset_meta=data)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         log.write_text(json.dumps(trainer.state.log_history))

@@ -87,10 +87,10 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     """(name, figure, note) for the top of the page."""
     exact = {variant: results.interval(variant, "exact")[0] for variant in VARIANTS}
     fastest = max(results.levels(), key=lambda level: speed(results, level))
-    rows = results.stages["contamination"]["kept_train"]
+    rows, ingested = results.stages["contamination"]["kept_train"], results.stages["ingest"]
     return [
         ("Exact answers", f"{exact['dpo']:.0%}", f"base {exact['base']:.0%}, SFT {exact['sft']:.0%}"),
-        ("Rows trained on", f"{rows:,}", f"of {results.stages['ingest']['seen']:,} read"),
+        ("Rows trained on", f"{rows:,}", f"of {ingested['seen'] - ingested.get('category_mismatched', 0):,} read"),
         (
             "Release",
             f"{results.stages['quantize/gguf']['bytes'] / 1e6:.0f} MB",

@@ -9,11 +9,13 @@ from temper import bfcl, record, records, wheels
 from temper.record import BadRow
 from temper.records import Row
 
+RAW = Path("raw")  # a dependency of ingest
+
 
 @dataclass
 class Source:
     kind: str
-    """`wheel` (from the package index) or `file` (a path or glob, seen from the repository's root)."""
+    """`wheel` (from the package index) or `file` (a path or glob under raw/, or anywhere at a stated hash)."""
     id: str
     revision: str | None
     sha256: str | None
@@ -86,6 +88,10 @@ def _paths(source: Source) -> list[Path]:
     if not paths:
         raise SystemExit(
             f"{source.id}: no such file: correct `id` in conf/data (a path or glob from the repository's root)"
+        )
+    if source.sha256 is None and (outside := [path for path in paths if RAW.resolve() not in path.resolve().parents]):
+        raise SystemExit(
+            f"{outside[0]}: outside raw/, where DVC would not notice an edit: move it there, or state its sha256 in conf/data"
         )
     for path in paths:
         if source.sha256 is not None and (found := wheels.digest(path)) != source.sha256:

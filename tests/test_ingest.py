@@ -1,5 +1,6 @@
 """From a user's own file to rows, and what happens to the rows that are not fit."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +31,13 @@ def line(number: int, answer: str | None = None) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """A function that runs the stage over my/*.jsonl in an empty tree and returns its metrics."""
+    """A function that runs the stage over raw/*.jsonl in an empty tree and returns its metrics."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(chat, "counter", words)
-    Path("my").mkdir()
+    Path("raw").mkdir()
 
     def stage(**settings: Any) -> dict[str, Any]:
-        source = {"kind": "file", "id": "my/*.jsonl", "revision": None, "sha256": None, "format": "messages"}
+        source = {"kind": "file", "id": "raw/*.jsonl", "revision": None, "sha256": None, "format": "messages"}
         section = {
             "sources": [source | {"files": [], "licence": "cc0-1.0"} | settings.pop("source", {})],
             "max_tokens": 100,
@@ -54,7 +55,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
 
 def write(*lines: Any, name: str = "chats") -> None:
     texts = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in lines]
-    Path(f"my/{name}.jsonl").write_bytes(b"\n".join(texts) + b"\n")
+    Path(f"raw/{name}.jsonl").write_bytes(b"\n".join(texts) + b"\n")
 
 
 def test_own_rows_are_read_in_order(run: Callable[..., dict[str, Any]]) -> None:
@@ -81,7 +82,7 @@ def test_a_bad_line_is_named_or_set_aside(run: Callable[..., dict[str, Any]], ba
     with pytest.raises(SystemExit) as refusal:
         run()
     message = str(refusal.value)
-    assert message.startswith(f"my/chats.jsonl:2: {found}")
+    assert message.startswith(f"raw/chats.jsonl:2: {found}")
     assert message.endswith("set ingest.bad_rows to reject")
     assert "\n" not in message
     assert not Path("data").exists()
@@ -89,22 +90,31 @@ def test_a_bad_line_is_named_or_set_aside(run: Callable[..., dict[str, Any]], ba
     found_metrics = run(bad_rows="reject")
     assert (found_metrics["seen"], found_metrics["kept"]) == (3, 2)
     [left] = records.read("data/rejected/ingest.jsonl")
-    assert left["place"] == "my/chats.jsonl:2"
+    assert left["place"] == "raw/chats.jsonl:2"
     assert found in left["detail"]
     assert found_metrics[f"rejected_{left['reason']}"] == 1
 
 
 def test_a_source_that_is_not_there_or_empty_or_changed(run: Callable[..., dict[str, Any]]) -> None:
-    with pytest.raises(SystemExit, match=r"^my/\*\.jsonl: no such file: correct `id`"):
+    with pytest.raises(SystemExit, match=r"^raw/\*\.jsonl: no such file: correct `id`"):
         run()
-    Path("my/none.jsonl").write_bytes(b"")
-    with pytest.raises(SystemExit, match=r"^my/none\.jsonl: empty"):
+    Path("raw/none.jsonl").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"^raw/none\.jsonl: empty"):
         run(bad_rows="reject")
     write(line(0), name="none")
-    with pytest.raises(SystemExit, match=r"^my/none\.jsonl: sha256 is [0-9a-f]{64}, conf/data expects 00"):
-        run(source={"id": "my/none.jsonl", "sha256": "0" * 64})
+    with pytest.raises(SystemExit, match=r"^raw/none\.jsonl: sha256 is [0-9a-f]{64}, conf/data expects 00"):
+        run(source={"id": "raw/none.jsonl", "sha256": "0" * 64})
     with pytest.raises(SystemExit, match="no reader for 'file/parquet': choose one of wheel/bfcl, file/messages"):
         run(source={"format": "parquet"})
+
+
+def test_a_file_whose_edits_dvc_would_not_notice_is_refused(run: Callable[..., dict[str, Any]]) -> None:
+    write(line(0))
+    Path("elsewhere.jsonl").write_bytes(Path("raw/chats.jsonl").read_bytes())
+    with pytest.raises(SystemExit, match=r"^elsewhere\.jsonl: outside raw/"):
+        run(source={"id": "elsewhere.jsonl"})
+    digest = hashlib.sha256(Path("elsewhere.jsonl").read_bytes()).hexdigest()
+    assert run(source={"id": "elsewhere.jsonl", "sha256": digest})["kept"] == 1
 
 
 def test_settings_that_make_no_sense(run: Callable[..., dict[str, Any]]) -> None:

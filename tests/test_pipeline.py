@@ -27,6 +27,7 @@ class Run:
         self.root = root
         self.mark = uuid.uuid4().hex
         self.said: list[str] = []
+        self.seen: set[psutil.Process] = set()
         self.environment = os.environ | SECRETS | {MARK: self.mark, "TEMPER_SCRATCH": str(root.parent / "scratch")}
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
@@ -48,14 +49,40 @@ class Run:
         return text
 
     def processes(self) -> list[psutil.Process]:
-        """Every live process that descends from this run, known by an environment variable that it inherits."""
-        return [process for process in psutil.process_iter() if self._marked(process)]
+        """Every live process of this run: known by an environment variable that it inherits, or as the child of one.
 
-    def _marked(self, process: psutil.Process) -> bool:
+        vLLM's workers rename themselves, which overwrites their environment where it can be read from outside.
+        """
+        marked = [process for process in psutil.process_iter() if self._is_marked(process)]
+        self.seen.update(marked, *(_children(process) for process in marked))
+        return [process for process in self.seen if _is_alive(process)]
+
+    def _is_marked(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+            return process.environ().get(MARK) == self.mark
         except psutil.Error:
             return False
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def stages_run(text: str) -> set[str]:
@@ -76,7 +103,7 @@ def is_deep_in(run: Run, stage: str) -> bool:
     if stage in ("sft", "dpo"):
         return any((run.root.parent / "scratch").glob(f"{stage}-*/**/checkpoint-*/trainer_state.json"))
     if stage.startswith("bench"):
-        return any("api_server" in " ".join(process.cmdline()) for process in run.processes())
+        return any("VLLM::" in part for process in run.processes() for part in _command(process))
     return True
 
 
@@ -87,7 +114,7 @@ def kill_in(run: Run, stage: str) -> str:
 
     def worker() -> psutil.Process | None:
         # dvc runs a command through a shell; the worker is the process whose own arguments hold the module's name.
-        return next((p for p in run.processes() if script in p.cmdline()), None)
+        return next((p for p in run.processes() if script in _command(p)), None)
 
     assert waited(lambda: worker() is not None or dvc.poll() is not None, 300), f"{stage} never started"
     waited(lambda: is_deep_in(run, stage) or dvc.poll() is not None, 300)
@@ -129,6 +156,17 @@ def test_the_summary_says_what_came_out(run: Run) -> None:
     text = run.complete("commands.summary")
     for word in ("kept", "loss", "base", "sft", "dpo", "tokens/s", "model-card.md", "report.html", "make chat"):
         assert word in text, word
+
+
+def test_the_released_model_answers(run: Run) -> None:
+    (run.root / "asked").write_text("What is the weather in Paris?\n")
+    command = [sys.executable, "-m", "temper.envs", "run", "quantize", "-m", "commands.chat"]
+    with (run.root / "asked").open() as asked:
+        done = subprocess.run(
+            command, cwd=run.root, env=run.environment, stdin=asked, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def test_no_row_vanishes(run: Run) -> None:
