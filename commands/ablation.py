@@ -20,11 +20,13 @@ MEASURES = {
 INTERVAL = ("reports/evaluate/dpo.json:exact_low", "reports/evaluate/dpo.json:exact_high")
 Row = dict[str, str]
 
+WIDTH = 140  # of tables that go to a file or a pipe
+
 
 def main() -> None:
     rows = experiments()
     changed = varied(rows)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     table = Table("experiment", *changed, *MEASURES, box=None)
     for row in rows:
         table.add_row(*line(row, changed))

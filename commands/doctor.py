@@ -31,7 +31,7 @@ def main() -> None:
     marks = {"ok": "[green]✓[/]", "missing": "[red]✗[/]", "note": "[yellow]·[/]"}
     for finding in findings:
         table.add_row(marks[finding.state], finding.name, finding.detail)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
     if missing := [finding.name for finding in findings if finding.state == "missing"]:
         sys.exit(f"missing: {', '.join(missing)}")
 

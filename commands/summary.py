@@ -1,15 +1,19 @@
 """Print what the last run made: rows, losses, scores, size, speed, and where to look next."""
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
 from temper import pages, results
 from temper.results import VARIANTS, Results
 
+WIDTH = 140  # of tables that go to a file or a pipe
+
 
 def main() -> None:
     found = results.load()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table("Data", ("stage", "kept", "rejected"), [(n, str(k), str(r)) for n, k, r in found.funnel()]))
     console.print(table("Training", ("", "train loss", "validation loss", "minutes"), training(found)))
     console.print(table("Test rows", ("", *VARIANTS), scores(found)))

@@ -178,9 +178,11 @@ def test_no_row_vanishes(run: Run) -> None:
         assert values["seen"] == values["kept"] + rejected, stage
 
 
-def test_another_beta_trains_no_sft(run: Run) -> None:
-    text = run.complete("dvc", "exp", "run", "-S", "experiment=smoke", "-S", "dpo.beta=0.2")
+def test_another_beta_trains_no_sft_and_is_tracked_offline(run: Run) -> None:
+    changes = ("experiment=smoke", "dpo.beta=0.2", "tracking=wandb-offline")
+    text = run.complete("dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
     assert stages_run(text) == {"dpo", "quantize@gguf", "bench@bf16", "evaluate@dpo", "card"}
+    assert list((run.root / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_experiments_stand_side_by_side(run: Run) -> None:

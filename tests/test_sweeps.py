@@ -128,7 +128,7 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
 )
 def test_an_experiment_runs_what_its_change_reaches(tree: Path, override: str, expected: set[str]) -> None:
     assert ran(tree, "exp", "run", "-S", override) - {"card"} == expected - {"card"}
-    git(tree, "checkout", "--quiet", "--", "params.yaml", "dvc.lock")
+    git(tree, "checkout", "--quiet", "--", ".")
     assert ran(tree, "checkout") == set()
 
 
@@ -148,5 +148,6 @@ def test_a_queued_beta_sweep_shares_everything_before_dpo(tree: Path) -> None:
 
 def test_a_queued_grid_over_rank_and_model_runs_every_point(tree: Path) -> None:
     ran(tree, "exp", "run", "--queue", "-S", "sft.lora.rank=4,32", "-S", "model=smollm2-135m,tiny")
-    assert ran(tree, "exp", "run", "--run-all") == BASE_MODEL
+    # What an earlier experiment made with the same inputs (the tiny base) comes out of DVC's run cache.
+    assert AFTER_SFT <= ran(tree, "exp", "run", "--run-all") <= BASE_MODEL
     assert (tree.parent / "ran.log").read_text().split().count("sft") == 4
