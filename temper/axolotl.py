@@ -94,7 +94,7 @@ def lora(cfg: Any) -> Config:
 
 def hardware_keys(cfg: Any) -> Config:
     """What only a CPU or only GPUs need."""
-    if cfg.attention == "sdpa":
+    if cfg.hardware == "cpu":
         plugin = {"plugins": ["temper.axolotl_plugin.Plugin"]}
         return plugin | {"gradient_checkpointing": False} | dict.fromkeys(KERNELS, False)
     keys: Config = {"plugins": ["temper.axolotl_plugin.Plugin"], "gradient_checkpointing": True}

@@ -101,11 +101,21 @@ def _wheel(source: Source) -> tuple[Any, Any]:
 
 
 def _agree(tokenizer: Any, config: Any) -> None:
-    """Give the tokenizer the ends that the model was trained with: a GGUF's reader falls back to GPT-2's."""
+    """Mend what a GGUF's reader guesses: the model's own ends of turn, and a byte-level BPE that says so.
+
+    The reader writes a Llama tokenizer's byte fallback and decoder around a GPT-2 vocabulary. The ids are the same, but
+    llama.cpp's converter goes by these settings and would take the vocabulary for SentencePiece.
+    """
+    from tokenizers import decoders
+
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
+    backend = tokenizer.backend_tokenizer
+    if type(backend.pre_tokenizer).__name__ == "ByteLevel":
+        backend.model.byte_fallback = False
+        backend.decoder = decoders.ByteLevel()
 
 
 def _hub(source: Source) -> tuple[Any, Any]:
