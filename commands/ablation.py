@@ -38,7 +38,7 @@ def main() -> None:
 
 def experiments() -> list[Row]:
     """The workspace and every experiment that has results, as columns of `dvc exp show --csv`."""
-    command = [sys.executable, "-m", "dvc", "exp", "show", "--csv", "--quiet"]
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--csv"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     if shown.returncode:
         raise SystemExit(f"dvc exp show: {shown.stderr.strip().splitlines()[-1]}")
@@ -49,14 +49,20 @@ def experiments() -> list[Row]:
 
 
 def varied(rows: list[Row]) -> list[str]:
-    """The parameters whose value is not the same in all rows, without those that follow from others by name alone."""
-    names = [name for name in rows[0] if _is_param(name)]
-    return [name for name in names if len({row[name] for row in rows}) > 1]
+    """The parameters that tell the rows apart, one of each set that does so in the same way (base.name follows model.name)."""
+    names = sorted(filter(_is_param, rows[0]), key=lambda name: (not name.startswith("model."), name))
+    chosen: dict[tuple[int, ...], str] = {}
+    for name in names:
+        values = [row[name] for row in rows]
+        if len(set(values)) > 1:
+            chosen.setdefault(tuple(map(values.index, values)), name)
+    return sorted(chosen.values())
 
 
 def line(row: Row, changed: list[str]) -> list[str]:
     name = row["Experiment"] or row["rev"]
-    return [name, *(row[key] for key in changed), *(_value(row, column) for column in MEASURES.values())]
+    figures = [_value(row, column) for column in MEASURES.values()]
+    return [name, *(row[key] for key in changed), *(f"{float(figure):.3f}" if figure else "" for figure in figures)]
 
 
 def markdown(rows: list[Row], changed: list[str]) -> str:
@@ -80,7 +86,9 @@ def _is_param(name: str) -> bool:
 
 
 def _value(row: Row, column: str) -> str:
-    return row.get(column) or row.get(column.rpartition(":")[2]) or ""
+    # DVC shortens a column's name where it is unambiguous, and writes "!" for a file that a commit does not have.
+    found = row.get(column) or row.get(column.rpartition(":")[2]) or ""
+    return "" if found == "!" else found
 
 
 if __name__ == "__main__":

@@ -8,10 +8,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import gguf, metrics, params, stage
+from temper import calls, gguf, metrics, params, stage
 
 MODEL = Path("models/dpo")
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+TOOL = {"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}, "required": ["city"]}}
+# A question of the task: a model tuned for calls may well answer nothing to any other.
+QUESTION = [
+    {"role": "system", "content": calls.system_prompt([TOOL])},
+    {"role": "user", "content": "What is the weather in Paris?"},
+]
 
 
 @dataclass

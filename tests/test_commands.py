@@ -66,8 +66,13 @@ ROW = {
 def test_ablation_shows_only_what_differs() -> None:
     rows = [ROW | {"dpo.beta": "0.1"}, ROW | {"dpo.beta": "0.3", "Experiment": "keen-otter"}]
     assert ablation.varied(rows) == ["dpo.beta"]
+    with_models = [
+        row | {"model.name": name, "base.name": name}
+        for row, name in zip([*rows, ROW | {"dpo.beta": "0.3"}], "aab", strict=True)
+    ]
+    assert ablation.varied(with_models) == ["dpo.beta", "model.name"]
     table = ablation.markdown(rows, ["dpo.beta"])
-    assert "| keen-otter | 0.3 | 0.5 |" in table
+    assert "| keen-otter | 0.3 | 0.500 |" in table
     assert ablation.plot(rows, ["dpo.beta"]).count("beta=") == 2
 
 

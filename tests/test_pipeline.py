@@ -179,10 +179,18 @@ def test_no_row_vanishes(run: Run) -> None:
 
 
 def test_another_beta_trains_no_sft_and_is_tracked_offline(run: Run) -> None:
+    commit(run.root)
     changes = ("experiment=smoke", "dpo.beta=0.2", "tracking=wandb-offline")
     text = run.complete("dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
     assert stages_run(text) == {"dpo", "quantize@gguf", "bench@bf16", "evaluate@dpo", "card"}
     assert list((run.root / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def commit(root: Path) -> None:
+    """What a user does with a run worth keeping: experiments are compared with it."""
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["add", "--all"], [*identity, "commit", "--quiet", "-m", "smoke run"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
 
 
 def test_experiments_stand_side_by_side(run: Run) -> None:
