@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
+from textwrap import fill
 from typing import Any
 
 from matplotlib import rc_context
@@ -40,7 +41,7 @@ def scores(variants: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> 
                 "error_kw": {"linewidth": 1},
             }
             axes.bar(places, heights, width * 0.92, label=variant, color=SERIES[index % len(SERIES)], **whiskers)
-        axes.set_xticks(range(len(measures)), measures)
+        axes.set_xticks(range(len(measures)), [fill(measure, 18) for measure in measures])
         axes.set_ylim(0, 100)
         axes.set_ylabel("% of rows")
         _legend(axes)
