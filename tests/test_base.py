@@ -104,8 +104,8 @@ def test_a_wheel_becomes_a_model_and_a_folder_without_template_does_not(
         assert "/tmp" not in file.read_text()
 
     (made / "chat_template.jinja").unlink()
-    made.rename(root / "raw")
-    overrides = ["model.source.kind=folder", "model.source.id=raw", "model.layers=null"]
+    made.rename(root / "bare")
+    overrides = ["model.source.kind=folder", "model.source.id=bare", "model.layers=null"]
     subprocess.run([sys.executable, "-m", "commands.compose", "model=tiny", *overrides], cwd=root, check=True)
     result = in_train(root, "-m", "scripts.base")
     assert result.returncode == 1

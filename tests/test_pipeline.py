@@ -15,7 +15,8 @@ from temper import graph
 
 pytestmark = pytest.mark.engine
 
-SECRETS = {"HF_TOKEN": "hf_CanaryThatMustNotLeak", "WANDB_API_KEY": "wandbCanaryThatMustNotLeak0123456789abcd"}
+# Made here, so that the sources which the clone holds do not contain them.
+SECRETS = {"HF_TOKEN": f"hf_{uuid.uuid4().hex}", "WANDB_API_KEY": f"{uuid.uuid4().hex}{uuid.uuid4().hex[:8]}"}
 MARK = "TEMPER_TEST_RUN"
 STAGES = [stage.name for stage in graph.stages()]
 
