@@ -14,7 +14,7 @@ from rich.table import Table
 from temper import envs, hardware, params
 
 # Disk in GB and minutes to build on two cores, measured; downloads not counted.
-COST = {"main": (1.1, 0.5), "train": (2.4, 1.0), "quantize": (1.9, 4.0), "serve": (3.8, 1.0)}
+COST = {"main": (1.1, 0.5), "train": (2.4, 1.0), "quantize": (1.6, 4.0), "serve": (3.8, 1.0)}
 RUN_GB = 4.0  # data, models, checkpoints and DVC's cache of the default run
 RUN_MINUTES = 30
 
