@@ -3,12 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MAIN := $(shell $(PYTHON) -m temper.envs path main)
 export PATH := $(MAIN)/bin:$(PATH)
 .DEFAULT_GOAL := help
-STAGES := base ingest dedup pii split contamination sft preferences dpo quantize bench evaluate card
+STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize bench evaluate card
 
-.PHONY: help setup repro test test-fast lint params lock summary chat doctor verify ablation readme $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps $(STAGES)
 
 help: ## List the targets
-	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 setup: ## Build the environments that are missing, into the user cache, and link the main one as .venv
 	@$(PYTHON) -m temper.envs build
@@ -24,14 +24,18 @@ repro: setup ## Run whatever changed, from raw data to the model card, and print
 	@python -m commands.summary
 
 $(STAGES): setup ## Run one stage and what it needs: base, ingest, … card
+	@python -m commands.check $@
 	@dvc repro $@
 
-test: setup ## Lint, and run every test that needs neither a GPU nor a network
+test: setup ## Lint, and run every test that needs no GPU; says what it left out
 	@$(MAKE) --no-print-directory lint
-	@python -m pytest -m "not gpu and not network"
+	@python -m pytest --durations=15 -m "not gpu"
 
-test-fast: env-main ## Run the tests that need no heavy environment, in under a minute
-	@python -m pytest -m "not gpu and not network and not engine and not slow"
+test-fast: env-main ## Run the tests that need no heavy environment, in under three minutes
+	@python -m pytest -m "not gpu and not engine and not slow"
+
+gpu-test: setup ## Run the tests that need a GPU
+	@python -m pytest -m gpu
 
 lint: env-main ## Check style and types
 	@ruff check . && ruff format --check . && mypy
@@ -48,14 +52,38 @@ summary: env-main ## Print what the last run made
 chat: env-main env-quantize ## Talk to the released model in the terminal (TOOLS=file.json brings your own tools)
 	@python -m temper.envs run quantize -m commands.chat $(TOOLS)
 
-doctor: env-main ## What is installed, what is missing, what hardware this is and which preset fits it
-	@python -m commands.doctor
+doctor: ## What is installed, what is missing, what hardware this is and which preset fits it
+	@$(PYTHON) -m commands.doctor
 
 verify: setup ## Run the smoke preset in two clean clones and print the outs that differ
 	@python -m commands.verify
 
-ablation: env-main ## Print and plot the experiments side by side
-	@python -m commands.ablation
+plan: env-main ## Before a run: memory, tokens, time and cost of each stage (ARGS="model=llama3.1-8b hardware=gpu8")
+	@python -m commands.plan $(ARGS)
+
+launch: env-main ## Write a job for a cluster (ARGS="slurm hardware=gpu8"; skypilot, kubernetes, torchrun)
+	@python -m commands.launch $(ARGS)
+
+smoke-train: setup ## 100 steps on a tenth of the rows, with the real settings: speed, loss, memory, health
+	@python -m commands.smoke_train $(ARGS)
+
+ablation: setup ## Which training wins, over seeds, with intervals, time and memory (ARGS="--dry-run" says how long it takes)
+	@python -m commands.ablation $(ARGS)
+
+bench-data: env-main env-train ## Measure the data stages on labelled data (TEMPER_TEST_DATA names its folder)
+	@for name in pii dedup contamination quality scale; do python -m benchmarks.$$name || exit 1; done
+
+bench-train: setup ## Measure training: against plain TRL, against Axolotl by hand, what helps a CPU, GRPO's step, a sweep
+	@python -m benchmarks.train $(ARGS)
+
+contamination-drill: setup ## Leak a share of the test into training: the gate must catch it; let pass, it must show (ARGS="--share 0.5 --let-pass")
+	@python -m commands.contamination_drill $(ARGS)
+
+synthesize: env-main env-serve ## Grow raw/seeds/seeds.jsonl with a teacher model (SET="synthesize=distil …" overrides conf/)
+	@python -m commands.synthesize $(SET)
+
+deps: env-main ## Write into dvc.yaml the code that each stage imports
+	@python -m commands.deps
 
 readme: env-main ## Write the generated parts of README.md: results, stages, graph
 	@python -m commands.readme

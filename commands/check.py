@@ -1,25 +1,143 @@
-"""Before hours of work: params.yaml is what conf/ composes to (or was edited on purpose), and every stage accepts its section."""
+"""Before hours of work: every section of params.yaml, and of what conf/ composes to now, is one that the code takes."""
 
 import dataclasses
 import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from temper import graph, params
+from omegaconf import DictConfig, OmegaConf
+
+from commands.compose import composed
+from commands.launch import Launch
+from commands.synthesize import METHODS, Synthesize
+from temper import base_model, executors, graph, health, params, plan, recipe, sources, study
 
 
-def main() -> None:
-    checked = [check(stage) for stage in graph.stages()]
-    params.runtime()
+@dataclasses.dataclass
+class Model:
+    name: str
+    licence: str
+    context: int
+    """Tokens that the model can attend to."""
+    layers: int | None
+    rope: base_model.Rope | None
+    end_of_turn: str | None
+    source: base_model.Source
+    shape: dict[str, Any] | None
+    """What its config.json says of its layers, for `make plan`."""
+
+
+@dataclasses.dataclass
+class Data:
+    sources: list[sources.Source]
+    max_tokens: int
+
+
+@dataclasses.dataclass
+class GlobalBatch:
+    sft: int
+    """Packed sequences in an optimizer step."""
+    dpo: int
+    """Pairs in an optimizer step."""
+
+
+@dataclasses.dataclass
+class Hardware:
+    name: str
+    precision: str
+    dtype: str
+    attention: str
+    micro_batch: int
+    global_batch: GlobalBatch
+    gradient_checkpointing: bool
+    deepspeed: str | None
+    fsdp: str | None
+    runtime: params.Runtime
+
+
+VALUES = {"seed", "tracking"}
+
+
+def main(asked: Sequence[str] = ()) -> None:
+    """Check every section, and that the recipe has the stages `asked` for: DVC runs the whole graph for one that it has not."""
+    intended, found = DictConfig(OmegaConf.create(composed([]))), params.tree()
+    tracked = stages()
+    check(intended, tracked, "conf/")
+    if found != intended:
+        # Composed with overrides on purpose, or conf/ was edited since.
+        print("params.yaml is not what conf/ composes to now: `make params` composes it again", flush=True)
+    number = check(found, tracked, str(params.PARAMS))
     params.tracking()
-    print(f"params.yaml: {sum(checked)} sections fit their stages")
+    recipe.load()
+    for name in asked:
+        running(name)
+    print(f"params.yaml: {number} sections fit their stages")
 
 
-def check(stage: graph.Stage) -> int:
-    """Load each section that `stage` tracks with the schema its script declares; exits naming the key that does not fit."""
-    script = importlib.import_module(f"scripts.{stage.script}")
-    for section in stage.params:
-        params.load(section, schema(script, stage.script))
-    return len(stage.params)
+def running(name: str) -> None:
+    """Exit unless the recipe switches the stage `name` on."""
+    found = [stage for stage in graph.stages() if stage.script == name]
+    if not found:
+        recipes = [
+            file.stem for file in sorted(Path("conf/recipe").glob("*.yaml")) if name in composed_recipe(file.stem)
+        ]
+        raise SystemExit(
+            f"{name} is no part of this recipe (recipe.{name} is empty in params.yaml): take one that has it, "
+            f"`dvc exp run -S recipe={' or '.join(recipes)}`"
+        )
+
+
+def composed_recipe(name: str) -> list[str]:
+    """The training stages that conf/recipe/<name>.yaml switches on."""
+    settings = DictConfig(OmegaConf.create(composed([f"recipe={name}"])))
+    return params.fitted(settings, "recipe", recipe.Recipe, f"conf/recipe/{name}.yaml").stages()
+
+
+def check(settings: DictConfig, tracked: dict[str, type], place: str) -> int:
+    """Hold every section of `settings` against its dataclass and count them; exits naming `place` and the key that does not fit."""
+    schemas = tracked | shared(settings, place)
+    if strays := unread(settings, {*schemas, *VALUES}):
+        raise SystemExit(f"{place}: nothing reads '{strays[0]}': correct its name in conf/ and run `make params`")
+    for section, schema in schemas.items():
+        params.fitted(settings, section, schema, place)
+    return len(schemas)
+
+
+def stages() -> dict[str, type]:
+    """The sections that stages track, each with the dataclass that its script declares."""
+    found = graph.definitions()
+    scripts = {stage.script: importlib.import_module(f"scripts.{stage.script}") for stage in found}
+    return {section: schema(scripts[stage.script], stage.script) for stage in found for section in stage.params}
+
+
+def shared(settings: DictConfig, place: str) -> dict[str, type]:
+    """The other sections: those that feed stages by interpolation, and those that no stage tracks."""
+    kind, method = (str(OmegaConf.select(settings, key)) for key in ("executor.kind", "synthesize.method"))
+    known: dict[str, type] = {
+        "model": Model,
+        "data": Data,
+        "hardware": Hardware,
+        "synthesize": Synthesize,
+        "recipe": recipe.Recipe,
+    }
+    known |= {"health": health.Health, "plan": plan.Settings, "ablation": study.Study, "launch": Launch}
+    if kind not in executors.SCHEMAS:
+        raise SystemExit(f"{place}: executor.kind is '{kind}': choose one of {', '.join(executors.SCHEMAS)}")
+    if method not in METHODS:
+        raise SystemExit(f"{place}: synthesize.method is '{method}': choose one of {', '.join(METHODS)}")
+    return known | {"executor": executors.SCHEMAS[kind], "synthesize.options": METHODS[method][0]}
+
+
+def unread(settings: DictConfig, known: set[str]) -> list[str]:
+    """Keys of the top level that are not `known`, and those of groups with one section for each item of a matrix stage."""
+    groups = {name.partition(".")[0] for name in known} - known
+    keys: dict[str, Any] = {str(key): settings[key] for key in settings}
+    found = {key for key in keys if key not in groups}
+    found |= {f"{group}.{item}" for group in groups & keys.keys() for item in keys[group]}
+    return sorted(found - known)
 
 
 def schema(script: ModuleType, name: str) -> type:
@@ -31,4 +149,4 @@ def schema(script: ModuleType, name: str) -> type:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -26,11 +26,23 @@ def composed(overrides: list[str]) -> str:
         with initialize_config_dir(str(Path("conf").resolve()), version_base=None):
             cfg = compose("config", overrides)
         OmegaConf.resolve(cfg)
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{_not_utf8()}: {error}: save it as UTF-8") from None
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise SystemExit(f"conf/: {' '.join(str(error).split())}") from None
     if missing := OmegaConf.missing_keys(cfg):
         raise SystemExit(f"conf/: no value for {', '.join(sorted(missing))}")
     return OmegaConf.to_yaml(cfg)
+
+
+def _not_utf8() -> Path:
+    """The file of conf/ that a UnicodeDecodeError, which names none, is about."""
+    for file in sorted(Path("conf").rglob("*.yaml")):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return file
+    return Path("conf")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Write the generated parts of README.md (results, stages) and its picture of the graph; `--check` only compares."""
+"""Write the generated parts of README.md (results, stages, measurements) and its picture of the graph; `--check` only compares."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from temper import graph, pages, results
-from temper.results import VARIANTS, Results
+from temper import graph, measured, pages, recipe, results
+from temper.results import Results
 
 README = Path("README.md")
 PICTURE = Path("reports/graph.svg")
@@ -14,7 +14,16 @@ PICTURE = Path("reports/graph.svg")
 
 def main(arguments: list[str]) -> None:
     text = README.read_text()
-    filled = fill(fill(text, "results", results_table(results.load())), "stages", stage_table())
+    parts = {
+        "results": results_table(results.load(recipe.load())),
+        "stages": stage_table(),
+        "data": measured.table(measured.DATA),
+        "scale": measured.scale_table(),
+        "training": measured.table(measured.TRAINING),
+    }
+    filled = text
+    for name, content in parts.items():
+        filled = fill(filled, name, content)
     if "--check" in arguments and filled != text:
         raise SystemExit("README.md's generated parts are stale. Run `make readme` and commit the result.")
     if "--check" not in arguments:
@@ -31,10 +40,10 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def results_table(found: Results) -> str:
-    head = f"| held-out test rows | n | {' | '.join(VARIANTS)} |\n|---|---|{'---|' * len(VARIANTS)}"
+    head = f"| held-out test rows | n | {' | '.join(found.variants)} |\n|---|---|{'---|' * len(found.variants)}"
     rows = [
-        f"| {label} | {found.stages['evaluate/dpo'][count]} | "
-        + " | ".join(pages.percent(found.interval(v, key)) for v in VARIANTS)
+        f"| {label} | {found.stages[f'evaluate/{found.recipe.release}'][count]} | "
+        + " | ".join(pages.percent(found.interval(v, key)) for v in found.variants)
         + " |"
         for key, label, count in pages.MEASURES
     ]

@@ -5,18 +5,18 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from temper import pages, results
-from temper.results import VARIANTS, Results
+from temper import pages, recipe, results
+from temper.results import Results
 
 WIDTH = 140  # of tables that go to a file or a pipe
 
 
 def main() -> None:
-    found = results.load()
+    found = results.load(recipe.load())
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table("Data", ("stage", "kept", "rejected"), [(n, str(k), str(r)) for n, k, r in found.funnel()]))
     console.print(table("Training", ("", "train loss", "validation loss", "minutes"), training(found)))
-    console.print(table("Test rows", ("", *VARIANTS), scores(found)))
+    console.print(table("Test rows", ("", *found.variants), scores(found)))
     for line in closing(found):
         console.print(line)
 
@@ -32,16 +32,18 @@ def training(found: Results) -> list[tuple[str, ...]]:
     return [
         (
             name,
-            f"{found.stages[name]['train_loss']:.3f}",
-            f"{found.stages[name]['eval_loss']:.3f}" if "eval_loss" in found.stages[name] else "",
-            f"{found.timing[name]['seconds'] / 60:.1f}",
+            f"{values['train_loss']:.3f}",
+            f"{values['eval_loss']:.3f}" if "eval_loss" in values else "",
+            f"{timing['seconds'] / 60:.1f}",
         )
-        for name in ("sft", "dpo")
+        for name, (values, timing) in found.trainings().items()
     ]
 
 
 def scores(found: Results) -> list[tuple[str, ...]]:
-    return [(label, *(pages.percent(found.interval(v, key)) for v in VARIANTS)) for key, label, _ in pages.MEASURES]
+    return [
+        (label, *(pages.percent(found.interval(v, key)) for v in found.variants)) for key, label, _ in pages.MEASURES
+    ]
 
 
 def closing(found: Results) -> list[str]:

@@ -15,6 +15,7 @@ MEASURED = ("reports/timing/", "reports/bench/", "reports/model-card.md", "repor
 
 
 def main() -> None:
+    refuse_edits()
     with tempfile.TemporaryDirectory(prefix="temper-verify-") as folder:
         first, second = (run(Path(folder) / name) for name in ("first", "second"))
     different = differing(first, second)
@@ -25,6 +26,15 @@ def main() -> None:
         f"{len(first) - len(exempt)} outs compared, {len(different)} differ; {len(exempt)} quote measured time and were left out"
     )
     sys.exit(1 if different else 0)
+
+
+def refuse_edits() -> None:
+    """Exit when the tree is not what git has: the clones are of HEAD, so an edit would go unverified."""
+    status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
+    if edited := [line[3:] for line in status.stdout.splitlines()]:
+        raise SystemExit(
+            f"verify runs clones of HEAD, which lack what is edited here ({', '.join(edited[:3])}): commit or stash it"
+        )
 
 
 def run(clone: Path) -> dict[tuple[str, str], str]:

@@ -21,6 +21,8 @@ class Base:
     """Tokens that the model can attend to."""
     layers: int | None
     """Keep this many of the first decoder layers; null keeps all."""
+    rope: base_model.Rope | None
+    """How positions are stretched; null leaves them."""
     source: base_model.Source
 
 
@@ -32,6 +34,8 @@ def main() -> None:
     tokenizer.model_max_length = settings.context
     if settings.layers is not None:
         base_model.keep_layers(model, settings.layers)
+    if settings.rope is not None:
+        base_model.stretch(model, settings.rope)
     base_model.save(model, tokenizer, OUT)
     metrics.write("reports/base.json", measured(model))
 

@@ -1,6 +1,6 @@
 """Measure the served model under load: tokens a second, time to first token and inter-token latency, level by level.
 
-Reads   models/dpo, data/split/test.jsonl
+Reads   models/<release>, data/mix/test.jsonl
 Writes  reports/bench/<variant>.json
 """
 
@@ -11,8 +11,7 @@ from pathlib import Path
 from temper import load, metrics, params, progress, records, stage
 from temper.server import Server
 
-MODEL = Path("models/dpo")
-TEST = Path("data/split/test.jsonl")
+TEST = Path("data/mix/test.jsonl")
 
 
 @dataclass
@@ -27,14 +26,14 @@ class Bench:
 
 def main() -> None:
     progress.quiet()
-    variant = sys.argv[1]
+    variant, release = sys.argv[1:]
     cfg = params.load(f"bench.{variant}", Bench)
     levels = paired(cfg, variant)
-    rows = list(records.read(TEST))
+    rows = [row for row in records.read(TEST) if row.get("kind", "call") in ("call", "chat")]
     if not rows:
         raise SystemExit(f"{TEST}: no rows, expected at least one to send: raise split.test or ingest.limit")
     figures: dict[str, float] = {}
-    with Server(MODEL, cfg.dtype, cfg.seed, params.runtime()) as server:
+    with Server(Path("models", release), cfg.dtype, cfg.seed, params.runtime()) as server:
         for concurrency, count in levels:
             chats = load.prompts(rows, count, cfg.seed)
             limits = {"concurrency": concurrency, "max_tokens": cfg.max_tokens, "warmup": cfg.warmup}

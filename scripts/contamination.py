@@ -1,81 +1,110 @@
-"""Keep benchmark items, and our own test requests, out of everything that is trained on.
+"""Keep benchmark items, and our own test and golden rows, out of everything that is trained on.
 
-Reads data/split/{train,validation,preferences,test}.jsonl and the benchmarks of conf/contamination.
-Writes data/contamination/{train,validation,preferences}.jsonl, data/rejected/contamination.jsonl,
-reports/contamination.json.
+Reads data/split and the benchmarks of conf/contamination.
+Writes data/contamination, data/rejected/contamination.jsonl, reports/contamination.json.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
-from temper import benchmarks, metrics, params, record, records, stage
-from temper.ngrams import Hit, Index, Item
+from temper import (
+    benchmarks,
+    checkpoints,
+    containment,
+    metrics,
+    nearcopies,
+    ngrams,
+    params,
+    paraphrase,
+    records,
+    shards,
+    stage,
+)
+from temper.containment import Gate
+from temper.ngrams import Item
 from temper.records import Row
 
-CHECKED = ("train", "validation", "preferences")
-OWN = "test"  # the name under which our own test split is among the benchmarks
+OWN = ("test", "golden")  # our held-out splits, each a benchmark of that name
+MEASURED = (*OWN, "validation")  # where a public item ends the run: without the row, figures would mean another set
+SOURCE, REJECTED = "data/split", "data/rejected/contamination.jsonl"
 
 
 @dataclass
 class Contamination:
-    ngram: int
-    """Words in a row that are too many to share with an item."""
-    coverage_ngram: int
+    ngram: int | None
+    """Words in a row that are too many to share with an item; null switches the pass off."""
+    max_items: int | None
+    """Items that may share such a run before it is boilerplate, which tells nothing; null for no limit."""
+    coverage_ngram: int | None
+    """Null switches the pass off."""
     max_coverage: float
     """How much of an item runs of `coverage_ngram` words may cover, in [0, 1]."""
+    minhash: nearcopies.Rules | None
+    paraphrase: paraphrase.Rules | None
+    max_own: int
+    """Items of our own test and golden rows that every pass looks for; were there more, n-grams alone look for all of them."""
     policy: str
     """`drop` a contaminated row, or `fail` the run."""
     benchmarks: list[benchmarks.Benchmark]
 
 
 def main() -> None:
-    settings = params.load("contamination", Contamination)
+    settings = checked(params.load("contamination", Contamination))
+    public = [item for benchmark in settings.benchmarks for item in benchmarks.items(benchmark)]
+    own, too_short = containment.own_items(row for row in shards.read(SOURCE) if row["split"] in OWN)
+    gate = gate_of(settings, public, own)
+    with checkpoints.scratch("gate", settings, [SOURCE, *shards.code()]) as work:
+        containment.save(gate, work / "gate.pickle")
+        counts = shards.apply(
+            "contamination", partial(containment.checked_by, work / "gate.pickle", OWN), SOURCE, settings
+        )
+    refuse(records.read(REJECTED), settings.policy)
+    counted = shards.balanced(counts) | {"items_too_short": too_short}
+    metrics.write("reports/contamination.json", counted | summary(gate, records.read(REJECTED)))
+
+
+def checked(settings: Contamination) -> Contamination:
+    """The settings, if their values make sense; exits naming the one that does not."""
     if settings.policy not in ("drop", "fail"):
         raise SystemExit(f"contamination.policy is '{settings.policy}': choose drop or fail in conf/contamination")
-    splits = {name: list(records.read(f"data/split/{name}.jsonl")) for name in (*CHECKED, OWN)}
-    public = [item for benchmark in settings.benchmarks for item in benchmarks.items(benchmark)]
-    own = [Item(OWN, row["id"], record.request(row)) for row in splits[OWN]]
-    # Public items first: a row's evidence is its first hit, and those of validation rows end the run.
-    evidence = [one for name in CHECKED for one in found(name, splits[name], indexed(public + own, settings))]
-    evidence += found(OWN, splits[OWN], indexed(public, settings))
-    records.write("data/rejected/contamination.jsonl", evidence)
-    refuse(evidence, settings.policy)
-    dropped = {one["id"] for one in evidence}
-    for name in CHECKED:
-        records.write(f"data/contamination/{name}.jsonl", [row for row in splits[name] if row["id"] not in dropped])
-    metrics.write("reports/contamination.json", summary(splits, evidence, len(public) + len(own)))
+    if settings.ngram and settings.coverage_ngram and settings.coverage_ngram > settings.ngram:
+        raise SystemExit(
+            f"contamination.coverage_ngram is {settings.coverage_ngram}, above ngram ({settings.ngram}): choose no more than that"
+        )
+    if not (settings.ngram or settings.coverage_ngram or settings.minhash or settings.paraphrase):
+        raise SystemExit("contamination: every pass is off: switch on ngram at least, in conf/contamination")
+    names = Counter([*OWN, *(benchmark.name for benchmark in settings.benchmarks)])
+    if taken := [name for name, times in names.items() if times > 1]:
+        raise SystemExit(
+            f"contamination.benchmarks: two benchmarks are named '{taken[0]}' ({' and '.join(OWN)} are our own splits): "
+            f"rename one in conf/contamination"
+        )
+    return settings
 
 
-def indexed(items: list[Item], settings: Contamination) -> Index:
-    return Index(items, settings.ngram, settings.coverage_ngram, settings.max_coverage)
+def gate_of(settings: Contamination, public: list[Item], own: list[Item]) -> Gate:
+    """Public items come first: a row's evidence is its first hit, and those of held-out rows end the run."""
+    runs = ngrams.Rules(settings.ngram, settings.coverage_ngram, settings.max_coverage, settings.max_items)
+    if len(own) <= settings.max_own:
+        return Gate(public + own, runs, settings.minhash, settings.paraphrase)
+    if not (settings.ngram or settings.coverage_ngram):
+        raise SystemExit(
+            f"contamination: {len(own)} items of our own, above max_own ({settings.max_own}), and ngram and coverage_ngram are "
+            "off: switch one on, or raise max_own in conf/contamination"
+        )
+    return Gate(public, runs, settings.minhash, settings.paraphrase, verbatim=own)
 
 
-def found(split: str, rows: list[Row], index: Index) -> list[Row]:
-    """Evidence for each contaminated row: its first hit, and how many items it hit."""
-    hits = [(row, index.hits(f"{record.request(row)}\n{record.response(row)}")) for row in rows]
-    return [_evidence(split, row, of_row) for row, of_row in hits if of_row]
+def refuse(evidence: Iterable[Row], policy: str) -> None:
+    """Exit where dropping is not allowed, or would not help: a held-out row out of a public benchmark.
 
-
-def _evidence(split: str, row: Row, hits: list[Hit]) -> Row:
-    first = hits[0]
-    return {
-        "id": row["id"],
-        "split": split,
-        "reason": first.item.benchmark,
-        "benchmark": first.item.benchmark,
-        "item": first.item.id,
-        "rule": first.rule,
-        "matched": first.matched,
-        "coverage": round(first.coverage, 4),
-        "hits": len(hits),
-        "text": record.request(row),
-    }
-
-
-def refuse(evidence: list[Row], policy: str) -> None:
-    """Exit where dropping is not allowed, or would not help: a validation or test row out of a public benchmark."""
-    held_out = [one for one in evidence if one["split"] in ("validation", OWN) and one["benchmark"] != OWN]
-    bad = held_out or (evidence if policy == "fail" else [])
+    A validation row that hits our own test or golden split is dropped like a training row.
+    """
+    found = [{key: one[key] for key in ("id", "split", "benchmark", "item", "rule")} for one in evidence]
+    held_out = [one for one in found if one["split"] in MEASURED and one["benchmark"] not in OWN]
+    bad = held_out or (found if policy == "fail" else [])
     if not bad:
         return
     first, remedy = bad[0], "remove them from the source"
@@ -83,16 +112,22 @@ def refuse(evidence: list[Row], policy: str) -> None:
         remedy += ", or set contamination.policy=drop"
     raise SystemExit(
         f"contamination: {len(bad)} rows overlap a benchmark, the first a {first['split']} row ({first['id']}) with "
-        f"{first['benchmark']} {first['item']} by {first['rule']}, all in data/rejected/contamination.jsonl: {remedy}"
+        f"{first['benchmark']} {first['item']} by {first['rule']}, all in {REJECTED}: {remedy}"
     )
 
 
-def summary(splits: dict[str, list[Row]], evidence: list[Row], items: int) -> dict[str, int]:
-    """Counts over what is trained on; `rejected_<benchmark>` by the first benchmark that a row hit."""
-    reasons = Counter(f"rejected_{one['benchmark']}" for one in evidence)
-    kept = {f"kept_{name}": len(splits[name]) - sum(one["split"] == name for one in evidence) for name in CHECKED}
-    seen = sum(len(splits[name]) for name in CHECKED)
-    return {"seen": seen, "kept": sum(kept.values()), "items": items, **kept, **reasons}
+def summary(gate: Gate, evidence: Iterable[Row]) -> dict[str, int]:
+    """Items, rows kept of each split, and `found_<pass>` by every pass that hit a row."""
+    kept = Counter(f"kept_{row['split']}" for row in shards.read("data/contamination"))
+    passes = Counter(f"found_{name}" for one in evidence for name in passes_of(one))
+    items = len({(item.benchmark, item.id) for item in gate.items})
+    return {"items": items, "items_verbatim_only": gate.verbatim, "kept_train": 0, **kept, **passes}
+
+
+def passes_of(evidence: Row) -> set[str]:
+    """The passes that found a row; `13-gram` and whole items of fewer words are the pass `ngram`."""
+    rules = {hit["rule"] for hit in (evidence, *evidence["other_hits"])}
+    return {"ngram" if rule.endswith("-gram") else rule for rule in rules}
 
 
 if __name__ == "__main__":

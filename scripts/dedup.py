@@ -1,13 +1,25 @@
 """Drop exact and near duplicates, and put rows with near-duplicate requests into one cluster.
 
-Reads data/ingest.jsonl.
-Writes data/dedup.jsonl, data/rejected/dedup.jsonl, reports/dedup.json.
+Reads data/ingest.
+Writes data/dedup, data/rejected/dedup.jsonl, reports/dedup.json.
 """
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from temper import duplicates, metrics, minhash, params, record, records, stage
+from temper import checkpoints, duplicates, executors, metrics, params, records, shards, stage, tally
 from temper.records import Row
+
+
+@dataclass
+class Semantic:
+    similarity: float
+    """Cosine of the embeddings, in [0, 1], from which two rows say the same."""
+    max_words: int
+    """Only rows of at most so many words are compared so."""
 
 
 @dataclass
@@ -17,72 +29,64 @@ class Dedup:
     bands: int
     rows: int
     """Hashes in a band."""
+    threshold: float
+    """Jaccard similarity of shingles, in (0, 1], from which two texts are near duplicates."""
+    min_answer_words: int | None
+    """Rows whose answers are alike, of at least so many words, share a cluster too; null compares no answers on their own."""
     seed: int
+    semantic: Semantic | None
+    """Also compare short rows by what they mean; null compares by words alone."""
 
 
 def main() -> None:
-    settings = params.load("dedup", Dedup)
-    processes = params.runtime()["processes"]
-    rows = list(records.read("data/ingest.jsonl"))
-    unique, exact = without_exact(rows)
-    kept, near = without_near(unique, settings, processes)
-    clustered = with_clusters(kept, settings, processes)
-    records.write("data/dedup.jsonl", clustered)
-    records.write("data/rejected/dedup.jsonl", exact + near)
-    metrics.write("reports/dedup.json", summary(rows, clustered, exact + near))
+    settings = checked(params.load("dedup", Dedup))
+    source = shards.paths("data/ingest")
+    with checkpoints.scratch("duplicates", settings, [*source, *shards.code()]) as work:
+        verdicts = duplicates.find(source, as_settings(settings), work)
+        names = [shard.name for shard in source]
+        counts = shards.write("dedup", partial(rows_of, source, verdicts), names, settings, source)
+        executors.forget(work)
+    metrics.write("reports/dedup.json", {"clusters": 0} | tally.summary(Counter(shards.balanced(counts))))
 
 
-def without_exact(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """(kept, rejected): rows whose turns all equal an earlier row's, apart from case and spacing, are rejected."""
-    firsts = duplicates.exact(["\n".join(turn["content"] for turn in row["messages"]) for row in rows])
-    kept = [row for position, row in enumerate(rows) if firsts[position] == position]
-    rejected = [
-        row | {"reason": "exact", "kept": rows[first]["id"], "cluster": rows[first]["id"]}
-        for position, (row, first) in enumerate(zip(rows, firsts, strict=True))
-        if first != position
-    ]
-    return kept, rejected
+def checked(settings: Dedup) -> Dedup:
+    """The settings, if their values make sense; exits naming the one that does not."""
+    if not 0 < settings.threshold <= 1:
+        raise SystemExit(
+            f"dedup.threshold is {settings.threshold}: choose a similarity above 0 and up to 1 in conf/dedup"
+        )
+    for name in ("ngram", "bands", "rows"):
+        if getattr(settings, name) < 1:
+            raise SystemExit(f"dedup.{name} is {getattr(settings, name)}: choose 1 or more in conf/dedup")
+    if settings.min_answer_words is not None and settings.min_answer_words < 1:
+        raise SystemExit(
+            f"dedup.min_answer_words is {settings.min_answer_words}: choose 1 or more, or null, in conf/dedup"
+        )
+    if settings.seed < 0:
+        raise SystemExit(f"dedup.seed is {settings.seed}: choose 0 or more in conf/")
+    return settings
 
 
-def without_near(rows: list[Row], settings: Dedup, processes: int) -> tuple[list[Row], list[Row]]:
-    """(kept, rejected): rows like an earlier one in request and answer, under tools of the same names, are rejected.
-
-    The system turn is no part of the text: most of its words are the tools', so that two requests to one tool would look
-    alike. Other tools make another question, even of the same request.
-    """
-    texts = [f"{record.request(row)}\n{record.response(row)}" for row in rows]
-    firsts = minhash.clusters(texts, _settings(settings, normalise_numbers=False), processes)
-    first_of: dict[tuple[int, tuple[str, ...]], Row] = {}
-    kept, rejected = [], []
-    for row, first in zip(rows, firsts, strict=True):
-        earlier = first_of.setdefault((first, record.tool_names(row)), row)
-        if earlier is row:
-            kept.append(row)
-        else:
-            rejected.append(row | {"reason": "near", "kept": earlier["id"], "cluster": rows[first]["id"]})
-    return kept, rejected
+def as_settings(settings: Dedup) -> duplicates.Settings:
+    meaning = settings.semantic
+    semantic = duplicates.Semantic(meaning.similarity, meaning.max_words) if meaning else None
+    return duplicates.Settings(
+        settings.ngram,
+        settings.bands,
+        settings.rows,
+        settings.threshold,
+        settings.seed,
+        semantic,
+        settings.min_answer_words,
+    )
 
 
-def with_clusters(rows: list[Row], settings: Dedup, processes: int) -> list[Row]:
-    """Each row with its cluster, named after its first row: near-duplicate requests, whatever their numbers."""
-    requests = [record.request(row) for row in rows]
-    firsts = minhash.clusters(requests, _settings(settings, normalise_numbers=True), processes)
-    return [row | {"cluster": rows[first]["id"]} for row, first in zip(rows, firsts, strict=True)]
-
-
-def summary(rows: list[Row], kept: list[Row], rejected: list[Row]) -> dict[str, float]:
-    return {
-        "seen": len(rows),
-        "kept": len(kept),
-        **record.counts(rejected, "reason", "rejected"),
-        **record.counts(kept, "category", "category"),
-        "clusters": len({row["cluster"] for row in kept}),
-    }
-
-
-def _settings(settings: Dedup, *, normalise_numbers: bool) -> minhash.Settings:
-    return minhash.Settings(settings.ngram, settings.bands, settings.rows, settings.seed, normalise_numbers)
+def rows_of(source: list[Path], verdicts: list[Path], shard: int) -> Iterator[Row]:
+    """A shard's rows, each with its cluster, and with a reason where it must leave."""
+    for row in duplicates.marked(records.read(source[shard]), verdicts[shard]):
+        names = [] if "reason" in row else [f"{tally.CATEGORY}{row['category']}"]
+        yield row | {"counts": [*row.get("counts", ()), *names]}
 
 
 if __name__ == "__main__":
-    stage.run(main, "dedup")
+    stage.run(executors.importable(main), "dedup")

@@ -1,32 +1,47 @@
-"""Direct preference optimization: TRL trains an adapter on pairs of answers, which is merged into the SFT model.
+"""Direct preference optimization: TRL trains an adapter on pairs of answers, which is merged into the model it started from.
 
-Reads   models/sft, data/preferences.jsonl
-Writes  models/dpo (merged, with trl.yaml), models/dpo-adapter, reports/dpo.json, reports/plots/dpo.csv
+Reads   models/<policy>, data/preferences.jsonl
+Writes  models/dpo (merged, with trl.yaml), models/dpo-adapter, reports/training/dpo.json, reports/plots/dpo.csv
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import adapters, checkpoints, curves, metrics, params, stage, tracking, training, trl
+from temper import (
+    adapters,
+    checkpoints,
+    curves,
+    launcher,
+    metrics,
+    params,
+    preference_trainers,
+    stage,
+    tracking,
+    training,
+    trl,
+)
 
-BASE, OUT, ADAPTER = Path("models/sft"), Path("models/dpo"), Path("models/dpo-adapter")
+OUT, ADAPTER = Path("models/dpo"), Path("models/dpo-adapter")
 PREFERENCES = Path("data/preferences.jsonl")
-
-
-@dataclass
-class Lora:
-    rank: int
-    alpha: int
-    dropout: float
-    targets: list[str]
 
 
 @dataclass
 class Dpo:
     beta: float
-    """How much leaving the SFT model costs."""
+    """How much leaving the model it starts from costs."""
     loss: str
-    lora: Lora
+    reference: bool
+    """Whether answers are measured against the model it starts from; without, the losses are those of CPO and SimPO."""
+    sft_weight: float
+    """Of the cross-entropy of chosen answers, beside the preference loss (RPO: Pang et al. 2024, arXiv:2404.19733); 0 for none."""
+    ld_alpha: float | None
+    """Weight of tokens beyond the shorter answer's length (LD-DPO: Liu et al. 2024, arXiv:2409.06411), 0 to 1; null for 1."""
+    label_smoothing: float
+    """Share of pairs taken to be the wrong way round, where the loss asks."""
+    target_margin: float
+    """What simpo wants between both answers (its γ), in units of beta × log-probability a token."""
+    lora: adapters.Lora
     learning_rate: float
     schedule: str
     warmup_ratio: float
@@ -34,7 +49,7 @@ class Dpo:
     max_steps: int | None
     global_batch: int
     max_length: int
-    """Tokens of prompt and answer; what is longer is cut."""
+    """Tokens of prompt and answer; what is longer is cut, or left out where there is no reference."""
     saves: int
     hardware: str
     precision: str
@@ -44,26 +59,27 @@ class Dpo:
 
 
 def main() -> None:
-    cfg = params.load("dpo", Dpo)
-    processes = int(params.runtime()["processes"])
+    cfg, start = params.load("dpo", Dpo), Path("models", sys.argv[1])
+    processes = launcher.processes()
     if cfg.hardware != "cpu":
         training.require_gpu(cfg.hardware)
-    pairs = trl.pairs(PREFERENCES)
+    pairs = preference_trainers.pairs(PREFERENCES, "dpo", cfg.global_batch)
 
-    config = trl.render(cfg, processes)
+    config = preference_trainers.render_dpo(cfg, start, processes)
     trl.write(config, OUT / "trl.yaml")
     training.prepare()
     trl.check(config)
 
-    with checkpoints.scratch("dpo", cfg, (BASE, PREFERENCES)) as scratch:
+    inputs, threads = [*checkpoints.deps("dpo"), OUT / "trl.yaml"], params.runtime()["threads"]
+    with checkpoints.scratch("dpo", cfg, inputs, threads=threads) as scratch:
         resumed = checkpoints.last(scratch / "out")
         log = trl.train(config, scratch, resumed, tracking.trackers("dpo"), processes)
         adapters.keep(scratch / "out", ADAPTER)
-    adapters.merge(BASE, ADAPTER, OUT)
-
-    curves.write("reports/plots/dpo.csv", log, trl.CURVES)
-    metrics.write("reports/dpo.json", curves.summary(log) | trl.rewards(log) | {"pairs": len(pairs)})
+        merged = adapters.merge(start, ADAPTER, OUT, PREFERENCES)
+        curves.write("reports/plots/dpo.csv", log, preference_trainers.REWARDS.values())
+        found = curves.summary(log) | preference_trainers.rewards(log) | merged
+        metrics.write("reports/training/dpo.json", found | {"pairs": len(pairs)})
 
 
 if __name__ == "__main__":
-    stage.run(main, "dpo")
+    stage.run(main, "training/dpo")

@@ -1,7 +1,8 @@
-"""Score a variant on the held-out test rows with lm-evaluation-harness: exact calls, argument F1, valid JSON, abstention.
+"""Score a variant with lm-evaluation-harness: held-out rows (exact calls, argument F1, valid JSON, abstention), and perplexity.
 
-Reads   models/<variant>, data/split/test.jsonl
-Writes  data/evaluate/<variant>.{jsonl,yaml} (samples, what was run), reports/evaluate/<variant>.json
+Reads   models/<variant>, data/mix/test.jsonl, data/general.jsonl
+Writes  data/evaluate/<variant>.{jsonl,yaml} (samples, what was run), data/evaluate/<variant>-likelihoods.jsonl,
+        reports/evaluate/<variant>.json
 """
 
 import sys
@@ -14,7 +15,7 @@ import yaml
 from temper import harness, intervals, metrics, params, records, stage
 from temper.records import Row
 
-TEST = Path("data/split/test.jsonl")
+TEST, GENERAL = Path("data/mix/test.jsonl"), Path("data/general.jsonl")
 
 
 @dataclass
@@ -25,22 +26,41 @@ class Evaluate:
     confidence: float
     """Of the intervals."""
     limit: int | None
-    """Rows, for small runs; null for all."""
+    """Rows, and passages of general text, for small runs; null for all."""
+    domain: int
+    """Rows, spread over the test split, whose answers' likelihood is measured."""
     seed: int
 
 
 def main() -> None:
     variant = sys.argv[1]
     cfg = params.load("evaluate", Evaluate)
-    rows = list(records.read(TEST))[: cfg.limit]
+    rows = [row for row in records.read(TEST) if "gold" in row][: cfg.limit]
     if not rows:
-        raise SystemExit(f"{TEST}: no rows to evaluate on: raise split.test or evaluate.limit in conf/")
+        raise SystemExit(
+            f"{TEST}: no rows with a gold call to evaluate on: raise split.test or evaluate.limit, or add such a source in conf/"
+        )
 
-    found = harness.evaluate(Path("models") / variant, rows, cfg.dtype, cfg.max_tokens, cfg.seed, params.runtime())
+    if cfg.domain < 1:
+        raise SystemExit(f"evaluate.domain is {cfg.domain}: set it to 1 or more rows in conf/evaluate")
+    texts = {"domain": spread(rows, cfg.domain), "general": list(records.read(GENERAL))[: cfg.limit]}
+
+    model = Path("models") / variant
+    found = harness.evaluate(model, rows, texts, cfg.dtype, cfg.max_tokens, cfg.seed, params.runtime())
 
     records.write(f"data/evaluate/{variant}.jsonl", found.samples)
+    records.write(f"data/evaluate/{variant}-likelihoods.jsonl", found.likelihoods)
     Path(f"data/evaluate/{variant}.yaml").write_text(yaml.safe_dump(found.config))
-    metrics.write(f"reports/evaluate/{variant}.json", summary(found.samples, cfg.confidence, cfg.seed))
+    values = summary(found.samples, cfg.confidence, cfg.seed)
+    for task in texts:
+        values |= perplexity(task, found.likelihoods, cfg.confidence, cfg.seed)
+    metrics.write(f"reports/evaluate/{variant}.json", values)
+
+
+def spread(rows: list[Row], count: int) -> list[Row]:
+    """At most `count` of `rows`, evenly."""
+    count = min(count, len(rows))
+    return [rows[place * len(rows) // count] for place in range(count)]
 
 
 def summary(samples: list[Row], confidence: float, seed: int) -> dict[str, float]:
@@ -57,6 +77,15 @@ def summary(samples: list[Row], confidence: float, seed: int) -> dict[str, float
         members = [one for one in samples if one["category"] == category]
         values |= {f"n_{category}": count} | rate(f"exact_{category}", members, "exact", confidence)
     return values
+
+
+def perplexity(task: str, likelihoods: list[Row], confidence: float, seed: int) -> dict[str, float]:
+    """Bits a byte, which compare across tokenizers, and perplexity a token: 2 to the power of its bits (Jelinek et al. 1977)."""
+    found = [one for one in likelihoods if one["task"] == task]
+    bits, size, tokens = ([one[key] for one in found] for key in ("bits", "bytes", "tokens"))
+    values = intervals.ratio(f"{task}_perplexity", bits, tokens, confidence, seed)
+    values = {key: 2**value for key, value in values.items()} | {f"{task}_n": len(found)}
+    return values | intervals.ratio(f"{task}_bits_per_byte", bits, size, confidence, seed)
 
 
 def rate(name: str, samples: list[Row], measure: str, confidence: float) -> dict[str, float]:

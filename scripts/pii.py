@@ -1,48 +1,76 @@
-"""Replace personal identifiers by typed placeholders, in requests, answers, tools and gold calls alike.
+"""Replace personal identifiers and secrets by placeholders or fake values, in requests, answers, tools and gold calls alike.
 
-Reads data/dedup.jsonl.
-Writes data/pii.jsonl, reports/pii.json.
+Reads data/quality.
+Writes data/pii, data/rejected/pii.jsonl, reports/pii.json.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from temper import calls, masking, metrics, params, presidio, records, stage
+from temper import executors, masking, metrics, params, presidio, pseudonyms, shards, stage
+from temper.masking import Allowed, StandIn
+from temper.presidio import Search
 from temper.records import Row
+
+FOUND = "found_"
 
 
 @dataclass
 class Pii:
     model: str
-    """An installed spaCy model."""
+    """An installed spaCy model or a folder with one; loaded only if people, places or other tagged kinds are asked for."""
     entities: list[str]
-    """Presidio's names of what to replace; whatever is not listed stays."""
+    """Presidio's names of what to replace, and SECRET_KEY, PRIVATE_KEY, CONNECTION_STRING; whatever is not listed stays."""
     min_score: float
     """Presidio's confidence, in [0, 1]."""
+    replace: str
+    """`placeholder` or `fake`."""
+    seed: int
+    """Of the fake values."""
+    allow: list[str]
+    """Identifiers that stay, whatever their case."""
+    allow_patterns: list[str]
+    """Regular expressions; an identifier that one matches as a whole stays."""
 
 
 def main() -> None:
     settings = params.load("pii", Pii)
-    find = presidio.finder(settings.model, settings.entities, settings.min_score)
-    rows = list(records.read("data/dedup.jsonl"))
-    kinds = [identifiers(row, find) for row in rows]
-    records.write("data/pii.jsonl", map(masking.masked, rows, kinds))
-    metrics.write("reports/pii.json", summary(kinds, settings.entities))
+    presidio.check(search(settings))
+    counts = shards.apply("pii", work(settings), "data/quality", settings)
+    none = dict.fromkeys(["rows_masked", *(f"{FOUND}{entity}" for entity in settings.entities)], 0)
+    metrics.write("reports/pii.json", none | shards.balanced(counts))
 
 
-def identifiers(row: Row, find: presidio.Find) -> dict[str, str]:
-    """Every identifier in a row's prose, with its kind. Signatures and calls are no prose: what they repeat is found there."""
-    formal = {calls.system_prompt(row["tools"]), calls.answer(row["gold"])}
-    prose = [turn["content"] for turn in row["messages"] if turn["content"] not in formal]
-    return {text: kind for one in prose for text, kind in find(one).items()}
+def search(settings: Pii) -> Search:
+    return Search(settings.model, tuple(settings.entities), settings.min_score)
 
 
-def summary(kinds: list[dict[str, str]], entities: list[str]) -> dict[str, int]:
-    """No row leaves: distinct identifiers of each row by kind, and the rows that had one."""
-    found = Counter(kind for of_row in kinds for kind in of_row.values())
-    counts = {f"found_{entity}": found[entity] for entity in entities}
-    return {"seen": len(kinds), "kept": len(kinds), "rows_masked": sum(map(bool, kinds)), **counts}
+def work(settings: Pii) -> shards.Work:
+    """Rows with their identifiers replaced; none leaves."""
+    allowed = Allowed(tuple(settings.allow), tuple(settings.allow_patterns))
+    allowed.check()
+    return partial(scrubbed, search=search(settings), allowed=allowed, stand_in=stand_in(settings))
+
+
+def scrubbed(rows: Iterator[Row], search: Search, allowed: Allowed, stand_in: StandIn) -> Iterator[Row]:
+    """The rows without their identifiers. Counted are rows that had one, and of each kind the distinct ones of each row."""
+    for row in masking.scrubbed(rows, search, allowed, stand_in):
+        found: Counter[str] = Counter(row.get("masked", {}))
+        names = [f"{FOUND}{kind}" for kind in found.elements()]
+        yield row | {"counts": ["rows_masked", *names] if names else []}
+
+
+def stand_in(settings: Pii) -> StandIn:
+    ways: dict[str, StandIn] = {
+        "placeholder": masking.placeholder,
+        "fake": partial(pseudonyms.fake, seed=settings.seed),
+    }
+    if settings.replace not in ways:
+        raise SystemExit(f"pii.replace is '{settings.replace}': choose {' or '.join(ways)} in conf/pii")
+    return ways[settings.replace]
 
 
 if __name__ == "__main__":
-    stage.run(main, "pii")
+    stage.run(executors.importable(main), "pii")

@@ -1,24 +1,31 @@
-"""Sample answers from the SFT model and pair right ones with wrong ones, as the task's verifier tells them apart.
+"""Preference pairs: of the policy's own answers, told apart by the task's verifier or by a judge, and as preference rows have them.
 
-Reads   models/sft, data/contamination/preferences.jsonl
-Writes  data/preferences.jsonl, data/rejected/preferences.jsonl (prompts without a pair), reports/preferences.json
+Reads   models/<policy>, data/mix/{preferences,train}.jsonl (of the second the preference rows: SFT leaves them), a judge's verdicts
+Writes  data/preferences.jsonl, data/rejected/preferences.jsonl (what left), reports/training/preferences.json
 """
 
-import hashlib
-from collections import Counter
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from temper import calls, metrics, pairs, params, records, stage, vllm
+from temper import answers, calls, checkpoints, judge, metrics, pairs, params, record, records, stage, vllm
+from temper.judge import Contest
 from temper.pairs import Samples
 from temper.records import Row
 
-MODEL = Path("models/sft")
-PROMPTS = Path("data/contamination/preferences.jsonl")
+PROMPTS, TRAIN = Path("data/mix/preferences.jsonl"), Path("data/mix/train.jsonl")
+REJECTED = Path("data/rejected/preferences.jsonl")
+SOURCES = ("files", "verifier", "judge")
+# Who may make pairs of a row, by its kind: the first of these that preferences.pairs lists. And the reason where none is listed.
+TAKERS = {"preference": ["files"], "call": ["verifier", "judge"], "chat": ["judge"], "text": []}
+UNTAKEN = {"preference": "not_asked_for", "call": "not_sampled", "chat": "not_verifiable", "text": "no_prompt"}
 
 
 @dataclass
 class Preferences:
+    pairs: Any
+    """One or a list of: files (the data's preference rows), verifier (of rows with a gold call), judge (of other prompts too)."""
     dtype: str
     samples: int
     """Answers a prompt."""
@@ -27,48 +34,91 @@ class Preferences:
     max_tokens: int
     """Of an answer."""
     pairs_per_prompt: int
+    """Of the verifier; the judge gives one."""
     gold_when_none_right: bool
     """Choose the reference answer where every sample is wrong."""
+    balance: bool
+    """Keep as many pairs that reject an answer as choose it, where other prompts do so: see pairs.balanced."""
+    length: pairs.Length
+    judge: judge.Judge | None
+    confidence: float
+    """Of the intervals."""
     limit: int | None
-    """Prompts, for small runs; null for all."""
+    """Prompts and preference rows, for small runs; null for all."""
     seed: int
 
 
 def main() -> None:
-    cfg = params.load("preferences", Preferences)
-    rows = list(records.read(PROMPTS))[: cfg.limit]
+    policy, cfg = Path("models") / sys.argv[1], checked(params.load("preferences", Preferences))
+    rows = prompts(cfg.limit)
     if not rows:
         raise SystemExit(f"{PROMPTS}: no prompts to sample for: raise split.preferences or preferences.limit in conf/")
 
-    every = [judged(row, answers) for row, answers in zip(rows, sampled(rows, cfg), strict=True)]
-    made = {samples.row["id"]: paired(samples, cfg) for samples in every}
-    kept = [pair for found in made.values() for pair in found]
+    taken = {name: [row for row in rows if taker(row, cfg) == name] for name in (*SOURCES, None)}
+    every, contests, bill = compared(policy, taken["verifier"], taken["judge"], cfg)
+    by_verifier = [paired(samples, cfg) for samples in every]
+    made = [pair for of_prompt in by_verifier for pair in of_prompt]
+    made += [pair for contest in contests if (pair := contest.pair())]
+    made += [pairs.given(row) for row in taken["files"]]
+    kept, dropped = pairs.sifted(made, cfg.balance, cfg.length)
+
+    left = [samples.left() for samples, of_prompt in zip(every, by_verifier, strict=True) if not of_prompt]
+    left += [contest.left() for contest in contests if not contest.best]
+    left += [row | {"reason": UNTAKEN[record.kind(row)]} for row in taken[None]]
+    left += dropped
+    records.write(REJECTED, left)
     if not kept:
-        raise SystemExit(nothing(every))
-
-    dropped = [samples.row | {"reason": samples.outcome} for samples in every if not made[samples.row["id"]]]
+        raise SystemExit(pairs.nothing(len(rows), left))
     records.write("data/preferences.jsonl", kept)
-    records.write("data/rejected/preferences.jsonl", dropped)
-    metrics.write("reports/preferences.json", pairs.summary(every, kept) | funnel(rows, dropped))
+    counts = {"prompts": len(rows)} | pairs.funnel(kept, left) | pairs.summary(every) | bill
+    rates = pairs.composition(kept, cfg.confidence) | (judge.summary(contests, cfg.confidence) if contests else {})
+    metrics.write("reports/training/preferences.json", counts | rates)
 
 
-def sampled(rows: list[Row], cfg: Preferences) -> list[list[str]]:
-    runtime = params.runtime()
-    vllm.prepare(runtime)
-    tokenizer = vllm.Tokenizer(MODEL)
-    prompts = [tokenizer.encode(tokenizer.render(row["messages"][:-1])) for row in rows]
-    engine = vllm.engine(cfg.dtype, max(map(len, prompts)) + cfg.max_tokens, cfg.seed, runtime)
+def checked(cfg: Preferences) -> Preferences:
+    """The settings with `pairs` as a list, before anything is sampled; exits naming the one that makes no sense."""
+    sources = [cfg.pairs] if isinstance(cfg.pairs, str) else cfg.pairs
+    if not isinstance(sources, list) or not sources or not set(map(str, sources)) <= {*SOURCES}:
+        raise SystemExit(f"preferences.pairs is {cfg.pairs!r}: choose {', '.join(SOURCES)} or a list of them")
+    pairs.checked(cfg.length)
+    if "judge" in sources:
+        if cfg.judge is None:
+            raise SystemExit("preferences.pairs lists judge, and preferences.judge is null: choose preferences=judge")
+        judge.reach(judge.checked(cfg.judge))
+    return replace(cfg, pairs=sources)
+
+
+def prompts(limit: int | None) -> list[Row]:
+    """The prompts, and the preference rows that were dealt to training, of which a mix may hold one several times."""
+    given = {row["id"]: row for row in records.read(TRAIN) if record.kind(row) == "preference"}
+    return [*records.read(PROMPTS), *given.values()][:limit]
+
+
+def taker(row: Row, cfg: Preferences) -> str | None:
+    return next((name for name in TAKERS[record.kind(row)] if name in cfg.pairs), None)
+
+
+def compared(
+    policy: Path, verifiable: list[Row], judgeable: list[Row], cfg: Preferences
+) -> tuple[list[Samples], list[Contest], Row]:
+    """The policy's answers to the prompts, told apart, and what the judge took."""
+    rows, runtime = verifiable + judgeable, params.runtime()
+    if not rows:
+        return [], [], {}
     sampling = vllm.Sampling(cfg.samples, cfg.temperature, cfg.top_p, cfg.max_tokens)
-    return vllm.sample(MODEL, prompts, [seed(row["id"], cfg.seed) for row in rows], sampling, engine)
+    others = {"ids": [row["id"] for row in rows], "dtype": cfg.dtype, "seed": cfg.seed, "threads": runtime["threads"]}
+    # The samples outlive a judge that cannot go on.
+    with checkpoints.scratch("preferences", sampling, checkpoints.deps("preferences"), **others) as scratch:
+        found = answers.sampled(policy, rows, sampling, cfg.dtype, cfg.seed, scratch / "answers.jsonl")
+        every = [verified(row, of_row) for row, of_row in zip(verifiable, found, strict=False)]
+        if not cfg.judge or not judgeable:
+            return every, [], {}
+        return every, *judge.hold(cfg.judge, judgeable, found[len(verifiable) :], cfg.seed, runtime)
 
 
-def seed(name: str, base: int) -> int:
-    """A seed in [0, 2³¹) for one prompt, the same whatever other prompts there are."""
-    return int.from_bytes(hashlib.sha256(f"{base}/{name}".encode()).digest()[:4]) // 2
-
-
-def judged(row: Row, answers: list[str]) -> Samples:
-    return pairs.judged(row, answers, lambda text: calls.score(text, row["tools"], row["gold"]).exact)
+def verified(row: Row, found: list[vllm.Answer]) -> Samples:
+    texts = [answer.text for answer in found]
+    return pairs.verified(row, texts, lambda text: calls.score(text, row["tools"], row["gold"]).exact)
 
 
 def paired(samples: Samples, cfg: Preferences) -> list[Row]:
@@ -76,21 +126,5 @@ def paired(samples: Samples, cfg: Preferences) -> list[Row]:
     return pairs.pairs(samples, reference, cfg.pairs_per_prompt, cfg.gold_when_none_right)
 
 
-def nothing(every: list[Samples]) -> str:
-    """The error for a run without a pair, which says what to change."""
-    outcomes = Counter(samples.outcome for samples in every)
-    found = ", ".join(f"{outcomes[name]} {name.replace('_', ' ')}" for name in sorted(outcomes))
-    return (
-        f"preferences: no pair out of {len(every)} prompts ({found}): raise preferences.temperature or preferences.samples "
-        "where all are right, set preferences.gold_when_none_right where all are wrong"
-    )
-
-
-def funnel(rows: list[Row], dropped: list[Row]) -> dict[str, int]:
-    """Prompts seen, kept (with a pair) and rejected by reason."""
-    reasons = Counter(f"rejected_{row['reason']}" for row in dropped)
-    return {"seen": len(rows), "kept": len(rows) - len(dropped), **reasons}
-
-
 if __name__ == "__main__":
-    stage.run(main, "preferences")
+    stage.run(main, "training/preferences")

@@ -1,6 +1,6 @@
-"""Quantize the preference-tuned model for release.
+"""Quantize the release.
 
-Reads   models/dpo
+Reads   models/<release>
 Writes  models/<format>/model.gguf, reports/quantize/<format>.json
 """
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from temper import calls, gguf, metrics, params, stage
 
-MODEL = Path("models/dpo")
 TOOL = {"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}, "required": ["city"]}}
 # A question of the task: a model tuned for calls may well answer nothing to any other.
 QUESTION = [
@@ -28,29 +27,30 @@ class Quantize:
 def main() -> None:
     cfg = params.load("quantize.gguf", Quantize)
     gguf.check_type(cfg.type)
-    if not (MODEL / "config.json").is_file():
-        raise SystemExit(f"{MODEL}: no model: run `make dpo`, which writes it")
+    model = Path("models", sys.argv[2])
+    if not (model / "config.json").is_file():
+        raise SystemExit(f"{model}: no model: run `make {model.name}`, which writes it")
     threads = int(params.runtime()["threads"])
     target = Path("models/gguf/model.gguf")
     target.parent.mkdir(parents=True, exist_ok=True)
     # Inside the out, so that DVC removes it with the rest when a run was cut short.
     whole = target.with_name("bf16.gguf")
     try:
-        gguf.convert(MODEL, whole, cfg.name)
+        gguf.convert(model, whole, cfg.name)
         fell_back = gguf.quantize(whole, target, cfg.type, threads)
         whole_bytes = whole.stat().st_size
     finally:
         whole.unlink(missing_ok=True)
-    check(target, threads)
+    check(target, model, threads)
     found = gguf.contents(target) | {"type": cfg.type, "fell_back": fell_back, "bf16_bytes": whole_bytes}
     metrics.write("reports/quantize/gguf.json", found | {"ratio": found["bytes"] / whole_bytes})
 
 
-def check(path: Path, threads: int) -> None:
+def check(path: Path, model: Path, threads: int) -> None:
     """Exit unless the file carries the model's own chat template, loads, and answers."""
-    if gguf.template(path).strip() != (MODEL / "chat_template.jinja").read_text().strip():
+    if gguf.template(path).strip() != (model / "chat_template.jinja").read_text().strip():
         raise SystemExit(
-            f"{path}: its chat template is not {MODEL}/chat_template.jinja: write both again with `make dpo quantize`"
+            f"{path}: its chat template is not {model}/chat_template.jinja: write both again with `make {model.name} quantize`"
         )
     if not "".join(gguf.reply(gguf.load(path, threads, context=256), QUESTION, max_tokens=16)).strip():
         raise SystemExit(f"{path}: loads, but answers nothing: choose a wider quantize.gguf.type")

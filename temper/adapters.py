@@ -2,9 +2,23 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from temper import base_model
+from temper import base_model, merging
+
+
+@dataclass
+class Lora:
+    """The `lora` part of a training section."""
+
+    rank: int
+    alpha: int
+    """The adapter's sum is scaled by alpha / rank."""
+    dropout: float
+    targets: list[str]
+    """Names of the linear layers that get an adapter."""
 
 
 def keep(trained: Path, target: Path) -> None:
@@ -12,20 +26,50 @@ def keep(trained: Path, target: Path) -> None:
     target.mkdir(parents=True)
     shutil.copyfile(trained / "adapter_model.safetensors", target / "adapter_model.safetensors")
     settings = json.loads((trained / "adapter_config.json").read_text())
-    settings["target_modules"] = sorted(settings["target_modules"])
+    if "target_modules" in settings:
+        settings["target_modules"] = sorted(settings["target_modules"])
     settings["base_model_name_or_path"] = None
     (target / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def merge(base: Path, adapter: Path, target: Path) -> None:
-    """Write `base` + `adapter` as a bf16 Hugging Face folder, summed in float32.
+def merge(base: Path, adapter: Path, target: Path, rows: Path) -> dict[str, float]:
+    """Write `base` + `adapter` as a bf16 Hugging Face folder, summed in float32; exits if that is not what was trained.
 
-    W' = W + (alpha / r)·B·A, Hu et al. 2021, section 4.1.
+    W' = W + (alpha / r)·B·A, Hu et al. 2021, section 4.1. Returns the figures of merging.Check over the first of `rows`.
     """
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    adapted = attached(base, adapter)
+    check = merging.Check(adapted, merging.prompts(rows, tokenizer))
+    merged = adapted.merge_and_unload()
+    check.compare("sum", merged)
+    base_model.save(merged, tokenizer, target)
+    del adapted, merged  # the float32 weights of one model at a time
+    check.compare("bf16", AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32))
+    return check.passed(target)
+
+
+def attached(base: Path, adapter: Path) -> Any:
+    """The model in `base`, in float32, with `adapter` beside its weights; exits if the adapter was made for another model."""
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    base_model.save(merged, AutoTokenizer.from_pretrained(base), target)
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter)
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(_unfit(adapter, base, " ".join(str(error).split("\n\t")[:2])[:300])) from None
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        stored = set(file.keys())
+    # PEFT leaves what has no place in the model, and lets layers without weights start anew, with no more than a warning.
+    if odd := sorted(stored ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))):
+        raise SystemExit(_unfit(adapter, base, f"{len(odd)} weights have no place or no value, the first {odd[0]}"))
+    return adapted
+
+
+def _unfit(adapter: Path, base: Path, reason: str) -> str:
+    return f"{adapter}: made for another model than {base}: {reason}: train it from that model, or name the one it was made for"

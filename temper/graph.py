@@ -8,8 +8,12 @@ from typing import Any
 
 import networkx as nx
 import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from temper import params
 
 PIPELINE = Path("dvc.yaml")
+OFF = "off"
 
 
 @dataclass(frozen=True)
@@ -34,20 +38,26 @@ class Stage:
 
 
 def stages(path: Path = PIPELINE) -> list[Stage]:
-    """Every stage of dvc.yaml, matrix items expanded, in the file's order."""
-    definitions = yaml.safe_load(path.read_text())["stages"]
-    return [stage for name, body in definitions.items() for stage in _expanded(name, body)]
+    """Every stage that runs, matrix items expanded, in the order of dvc.yaml."""
+    return [stage for stage in definitions(path) if not stage.name.endswith(f"@{OFF}")]
+
+
+def definitions(path: Path = PIPELINE) -> list[Stage]:
+    """Every stage of dvc.yaml; one that the recipe switches off is there once, as `kto@off`."""
+    settings = params.tree()
+    bodies = yaml.safe_load(path.read_text())["stages"]
+    return [stage for name, body in bodies.items() for stage in _expanded(name, body, settings)]
 
 
 def edges(found: list[Stage]) -> list[tuple[str, str]]:
-    """(upstream, downstream) wherever a dep of one stage is an out of another, or lies inside one."""
+    """(upstream, downstream) wherever a dep of one stage is an out of another, lies inside one, or holds one."""
     owner = {out: stage.name for stage in found for out in stage.outs}
     pairs = {
         (owner[part], stage.name)
         for stage in found
         for dep in stage.deps
-        for part in [dep, *map(str, Path(dep).parents)]
-        if part in owner
+        for part in [dep, *map(str, Path(dep).parents), *(out for out in owner if out.startswith(f"{dep}/"))]
+        if part in owner and owner[part] != stage.name
     }
     return sorted(pairs)
 
@@ -78,29 +88,41 @@ def picture(found: list[Stage]) -> str:
 
 
 def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
-    """A column for each generation, its stages spread evenly around the middle."""
+    """A column for each generation, its stages spread evenly around the middle; a source stands before its first reader."""
+    generations = enumerate(nx.topological_generations(graph))
+    columns = {name: column for column, generation in generations for name in generation}
+    for name in graph:
+        if not graph.in_degree(name):
+            columns[name] = min(columns[reader] for reader in graph.successors(name)) - 1
+    members = {column: sorted(name for name in columns if columns[name] == column) for column in set(columns.values())}
     return {
         name: (float(column), (len(names) - 1) / 2 - row)
-        for column, generation in enumerate(nx.topological_generations(graph))
-        for names in [sorted(generation)]
+        for column, names in members.items()
         for row, name in enumerate(names)
     }
 
 
-def _expanded(name: str, body: dict[str, Any]) -> list[Stage]:
+def _expanded(name: str, body: dict[str, Any], settings: DictConfig) -> list[Stage]:
     if "matrix" not in body:
-        return [_stage(name, body, {})]
+        return [_stage(name, body, settings)]
     ((key, items),) = body["matrix"].items()
-    return [_stage(f"{name}@{item}", body, {f"${{item.{key}}}": str(item)}) for item in items]
+    if isinstance(items, str):
+        items = list(_value(settings, items.strip("${}"))) or [OFF]
+    return [_stage(f"{name}@{item}", body, OmegaConf.merge(settings, {"item": {key: item}})) for item in items]
 
 
-def _stage(name: str, body: dict[str, Any], values: dict[str, str]) -> Stage:
+def _stage(name: str, body: dict[str, Any], settings: Any) -> Stage:
     def filled(entry: Any) -> str:
         text = entry if isinstance(entry, str) else next(iter(entry))
-        for key, value in values.items():
-            text = text.replace(key, value)
-        return text
+        return re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(settings, match[1])), text)
 
     outs = [filled(out) for kind in ("outs", "metrics", "plots") for out in body.get(kind, [])]
     listed = [tuple(filled(entry) for entry in body.get(kind, [])) for kind in ("deps", "params")]
     return Stage(name, body["desc"], filled(body["cmd"]), listed[0], listed[1], tuple(outs))
+
+
+def _value(settings: Any, key: str) -> Any:
+    found = OmegaConf.select(settings, key)
+    if found is None:
+        raise SystemExit(f"{PIPELINE}: no value for ${{{key}}} in {params.PARAMS}: run `make params`")
+    return found

@@ -7,6 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}  # as /proc/cpuinfo spells them
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -16,6 +18,8 @@ class Machine:
     gpus: tuple[str, ...]
     gpu_memory_gb: float
     """Memory of the smallest GPU; 0 without one."""
+    bf16: bool = False
+    """Whether the CPU has instructions that multiply bf16; without them it is many times slower than fp32."""
 
     def __str__(self) -> str:
         gpus = f", {len(self.gpus)}× {self.gpus[0]}" if self.gpus else ""
@@ -23,10 +27,12 @@ class Machine:
 
     @property
     def preset(self) -> str:
-        """The largest of conf/hardware that fits: gpu8 wants eight GPUs of 80 GB, gpu1 one of 24 GB."""
+        """The fastest of conf/hardware that fits: gpu8 wants eight GPUs of 80 GB, gpu1 one of 24 GB."""
         if len(self.gpus) >= 8 and self.gpu_memory_gb >= 79:
             return "gpu8"
-        return "gpu1" if self.gpus and self.gpu_memory_gb >= 23 else "cpu"
+        if self.gpus and self.gpu_memory_gb >= 23:
+            return "gpu1"
+        return "cpu-bf16" if self.bf16 else "cpu"
 
 
 def found() -> Machine:
@@ -34,14 +40,16 @@ def found() -> Machine:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     gpus = _gpus()
     smallest = min((gigabytes for _, gigabytes in gpus), default=0.0)
-    return Machine(_cpu(), len(os.sched_getaffinity(0)), memory, tuple(name for name, _ in gpus), smallest)
+    name = _cpu_lines("model name") or platform.processor() or platform.machine()
+    bf16 = not BF16_FLAGS.isdisjoint(_cpu_lines("flags").split())
+    return Machine(name, len(os.sched_getaffinity(0)), memory, tuple(name for name, _ in gpus), smallest, bf16)
 
 
-def _cpu() -> str:
+def _cpu_lines(key: str) -> str:
+    """What Linux says under `key` of its first core; empty elsewhere."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
 
 
 def _gpus() -> list[tuple[str, float]]:

@@ -1,12 +1,14 @@
-"""lm-evaluation-harness: the task's own two benchmarks over local rows, through its vLLM backend in this process.
+"""lm-evaluation-harness: benchmarks over local rows, through its vLLM backend in this process.
 
-`call` asks for an answer and scores it with the verifier; `abstain` compares likelihoods. Both read the prompt that
-training rendered. Their definitions are in temper/tasks/.
+`call` asks for an answer and scores it with the verifier; `abstain` compares likelihoods; `domain` has the likelihood of the
+reference answer. They read the prompt that training rendered. `general` has the likelihood of text that is none of the
+task's. Their definitions are in temper/tasks/.
 """
 
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -20,32 +22,48 @@ from temper import calls, records, vllm
 from temper.records import Row
 
 TASKS = Path(__file__).parent / "tasks"
+SCORED, LIKELIHOODS = ("call", "abstain"), ("domain", "general")
 AT_ONCE = 1_000_000  # requests handed to vLLM together, which batches them itself; "auto" ends in a division by zero off a terminal
+DECIMALS = 3  # of bits: what comes after changes with the batch
+Answered = dict[str, dict[str, Row]]
+"""Samples of lm_eval by task and row id."""
+Texts = dict[str, list[Row]]
+"""By task of LIKELIHOODS: rows of the test split, and passages with `id` and `text`."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     samples: list[Row]
     """One a row, by id: what was asked, expected and answered, and every score."""
+    likelihoods: list[Row]
+    """One a text of `domain` and of `general`, by id: what it was and how likely."""
     config: Row
     """What was run: tasks, versions, engine and template."""
 
 
 def evaluate(
-    model: Path, rows: list[Row], dtype: str, max_tokens: int, seed: int, runtime: dict[str, Any]
+    model: Path, rows: list[Row], texts: Texts, dtype: str, max_tokens: int, seed: int, runtime: dict[str, Any]
 ) -> Evaluation:
-    """Run both tasks on `rows` with one engine."""
+    """Run all tasks with one engine: `domain` and `general` on their own `texts`, rows and passages, the others on `rows`."""
     with tempfile.TemporaryDirectory(prefix="temper-harness-") as folder:
         # `datasets` and lm_eval read these at import; the cache of this run is nobody else's.
         os.environ.update(HF_DATASETS_CACHE=folder, HF_DATASETS_OFFLINE="1", LMEVAL_LOG_LEVEL="ERROR")
         vllm.prepare(runtime)
         tokenizer = vllm.Tokenizer(model)
         asked = [question(row, tokenizer.render(row["messages"][:-1])) for row in rows]
+        wanted = {row["id"] for row in texts["domain"]}
         records.write(Path(folder) / "rows.jsonl", asked)
-        engine = vllm.engine(dtype, longest(asked, tokenizer, max_tokens), seed, runtime)
+        records.write(Path(folder) / "domain.jsonl", (one for one in asked if one["id"] in wanted))
+        records.write(Path(folder) / "general.jsonl", texts["general"])
+        length = max(longest(asked, tokenizer, max_tokens), longest_passage(texts["general"], tokenizer))
+        engine = vllm.engine(dtype, length, seed, runtime)
         tasks = definitions(max_tokens)
-        answered = _run(model, [local(task, Path(folder) / "rows.jsonl") for task in tasks], engine, seed)
-    return Evaluation(samples(rows, answered), config(model, tasks, engine, len(rows), tokenizer.wrapped.chat_template))
+        answered = _run(model, [local(task, Path(folder)) for task in tasks], engine, seed)
+    return Evaluation(
+        samples(rows, answered),
+        likelihoods(texts, answered, tokenizer),
+        config(model, tasks, engine, len(rows), tokenizer.wrapped.chat_template),
+    )
 
 
 def question(row: Row, prompt: str) -> Row:
@@ -70,31 +88,43 @@ def scored(question: Row, results: list[str]) -> dict[str, float]:
     return {"exact": float(score.exact), "valid_json": float(score.valid_json), "argument_f1": score.argument_f1}
 
 
+def likelihood(question: Row, results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
+    """lm_eval's process_results of `domain`: nats and bytes, as its own of `general`."""
+    return {"bits_per_byte": (results[0][0], len(question["target"].encode()))}
+
+
 def definitions(max_tokens: int) -> list[Row]:
     """The tasks of temper/tasks/, with the length of an answer put in."""
-    tasks: list[Row] = [yaml.safe_load((TASKS / name).read_text()) for name in ("call.yaml", "abstain.yaml")]
+    tasks: list[Row] = [yaml.safe_load((TASKS / f"{name}.yaml").read_text()) for name in (*SCORED, *LIKELIHOODS)]
     tasks[0]["generation_kwargs"]["max_gen_toks"] = max_tokens
     return tasks
 
 
-def local(task: Row, rows: Path) -> Row:
-    """A task with what its definition cannot hold: where the rows are, and the verifier."""
-    verified = {"process_results": scored} if task["output_type"] == "generate_until" else {}
-    return task | {"dataset_kwargs": {"data_files": {task["test_split"]: str(rows)}}} | verified
+def local(task: Row, folder: Path) -> Row:
+    """A task with what its definition cannot hold: where its rows are, and what is made of an answer."""
+    own: dict[str, Row] = {"call": {"process_results": scored}, "domain": {"process_results": likelihood}}
+    file = folder / f"{task['task'] if task['task'] in LIKELIHOODS else 'rows'}.jsonl"
+    return task | {"dataset_kwargs": {"data_files": {task["test_split"]: str(file)}}} | own.get(task["task"], {})
 
 
 def longest(asked: list[Row], tokenizer: vllm.Tokenizer, max_tokens: int) -> int:
-    """Tokens that the longest request takes: its prompt and the longer of an answer and a choice, and one to generate."""
+    """Tokens that the longest request takes: its prompt and the longest of an answer, a choice and the reference, and one to
+    generate."""
     return max(
         len(tokenizer.encode(one["prompt"]))
-        + max(max_tokens, *(len(tokenizer.encode(choice)) for choice in one["choices"]))
+        + max(max_tokens, *(len(tokenizer.encode(text)) for text in (*one["choices"], one["target"])))
         + 1
         for one in asked
     )
 
 
-def samples(rows: list[Row], answered: dict[str, dict[str, Row]]) -> list[Row]:
-    """Join what both tasks say about each row; sorted by id."""
+def longest_passage(passages: list[Row], tokenizer: vllm.Tokenizer) -> int:
+    """Tokens that the longest passage takes, with one before it and one to generate; lm_eval would cut it otherwise."""
+    return max((len(tokenizer.encode(one["text"])) + 2 for one in passages), default=0)
+
+
+def samples(rows: list[Row], answered: Answered) -> list[Row]:
+    """Join what `call` and `abstain` say about each row; sorted by id."""
     made = []
     for row in sorted(rows, key=lambda row: str(row["id"])):
         call, abstain = answered["call"][row["id"]], answered["abstain"][row["id"]]
@@ -103,6 +133,7 @@ def samples(rows: list[Row], answered: dict[str, dict[str, Row]]) -> list[Row]:
                 "id": row["id"],
                 "category": row["category"],
                 "request": row["messages"][-2]["content"],
+                "reference": row["messages"][-1]["content"],
                 "gold": row["gold"],
                 "output": call["filtered_resps"][0],
                 "exact": bool(call["exact"]),
@@ -112,6 +143,18 @@ def samples(rows: list[Row], answered: dict[str, dict[str, Row]]) -> list[Row]:
                 "abstain_norm": bool(abstain["acc_norm"]),
             }
         )
+    return made
+
+
+def likelihoods(texts: Texts, answered: Answered, tokenizer: vllm.Tokenizer) -> list[Row]:
+    """What each text took: bits, bytes, and tokens, the context not counted; sorted by task and id."""
+    made = []
+    for task in LIKELIHOODS:
+        for row in sorted(texts[task], key=lambda row: str(row["id"])):
+            text = row["text"] if task == "general" else row["messages"][-1]["content"]
+            nats, size = answered[task][row["id"]]["bits_per_byte"]
+            bits, tokens = round(-nats / math.log(2), DECIMALS), len(tokenizer.encode(text))
+            made.append({"task": task, "id": row["id"], "text": text, "bits": bits, "bytes": size, "tokens": tokens})
     return made
 
 
@@ -129,14 +172,19 @@ def config(model: Path, tasks: list[Row], engine: dict[str, Any], rows: int, tem
     }
 
 
-def _run(model: Path, tasks: list[Row], engine: dict[str, Any], seed: int) -> dict[str, dict[str, Row]]:
-    """Samples of lm_eval by task and row id."""
-    backend = _backend()
+def _run(model: Path, tasks: list[Row], engine: dict[str, Any], seed: int) -> Answered:
+    backend = _backend()(pretrained=str(model), batch_size=AT_ONCE, add_bos_token=False, **engine)
+    # Apart, so that scores do not move, in their last bits, with what else is asked about likelihoods.
+    parts = [[task for task in tasks if task["task"] in names] for names in (SCORED, LIKELIHOODS)]
+    return {name: found for part in parts for name, found in _simple(backend, part, seed).items()}
+
+
+def _simple(backend: Any, tasks: list[Row], seed: int) -> Answered:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     results = simple_evaluate(
-        model=backend(pretrained=str(model), batch_size=AT_ONCE, add_bos_token=False, **engine),
+        model=backend,
         tasks=tasks,
         task_manager=TaskManager(include_defaults=False),
         bootstrap_iters=0,  # the intervals are ours

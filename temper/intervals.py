@@ -47,3 +47,17 @@ def mean(name: str, values: Sequence[float], confidence: float, seed: int) -> di
     """Metrics of a mean under `name`: its value (0 without values), `_low` and `_high`."""
     low, high = bootstrap(values, confidence, seed)
     return {name: fmean(values) if values else 0.0, f"{name}_low": low, f"{name}_high": high}
+
+
+def ratio(name: str, parts: Sequence[float], sizes: Sequence[float], confidence: float, seed: int) -> dict[str, float]:
+    """Metrics of the sum of `parts` over the sum of `sizes` under `name`: its value, `_low` and `_high` (bootstrap over pairs)."""
+    pairs = list(zip(parts, sizes, strict=True))
+    draw = random.Random(seed)
+    found = sorted(_ratio(draw.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+    tail = (1 - confidence) / 2
+    low, high = found[math.floor(tail * RESAMPLES)], found[math.ceil((1 - tail) * RESAMPLES) - 1]
+    return {name: _ratio(pairs), f"{name}_low": low, f"{name}_high": high}
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    return sum(part for part, _ in pairs) / sum(size for _, size in pairs)

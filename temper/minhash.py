@@ -1,129 +1,177 @@
-"""Near-duplicate clusters by MinHash-LSH: the adapter to Datatrove's signature, bucket and cluster stages.
+"""Texts as sets of word n-grams, their MinHash signatures, and their exact likeness: arrays throughout, no file, no vendor.
 
-Datatrove's fourth stage, its filter, keeps whichever document the union-find made the root. Which one to keep is the
-caller's decision here, so the clusters are read from the third stage's own files instead.
+A word is hashed once per process and looked up after that; an n-gram's hash is a polynomial of its words' hashes, computed for
+a whole batch of texts at a time; so are the minima. That is where the speed over one text and one n-gram at a time comes from.
 """
 
-import os
-import struct
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+import hashlib
+import re
+import unicodedata
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from temper import stage
+import numpy as np
+from numpy.typing import NDArray
 
-# A text of fewer words than an n-gram has no shingle and would never match, not even itself.
-FILLER = "filler"
+# Scripts that put no space between words count a character as a word: kana, Han and Hangul syllables stay apart from
+# what \w+ would swallow whole, and so do Thai, Lao, Burmese and Khmer.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+# For ASCII text the same as case-folding and WORD, several times as fast: what is no word becomes a space.
+ASCII = "".join(chr(code).lower() if chr(code).isalnum() or chr(code) == "_" else " " for code in range(128))
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word's hash is lost in the product
+MAX_WORDS_KNOWN = 1 << 20
+
+Hashes = NDArray[np.uint64]
+Shingles = NDArray[np.uint32]
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Settings:
     ngram: int
-    """Words in a shingle."""
+    """Words in a shingle. A shorter text is one shingle, a text without words none: it is like no other."""
     bands: int
     rows: int
-    """Hashes in a band: two texts of Jaccard similarity s meet with probability 1 − (1 − s^rows)^bands."""
+    """Minima in a band: two texts of Jaccard similarity s meet with probability 1 − (1 − s^rows)^bands."""
     seed: int
-    normalise_numbers: bool
-    """Whether every number counts as the same word."""
+    numbers: bool = True
+    """Whether numbers tell texts apart; else each counts as the same word."""
 
 
-def clusters(texts: list[str], settings: Settings, processes: int) -> list[int]:
-    """For each text, the position of the first text of its cluster (its own where it is alone).
+@dataclass(frozen=True)
+class Signed:
+    """A batch of n texts."""
 
-    Equal for any number of processes: they share out files and bands, and neither decides who is first.
-    """
-    # Datatrove's executor forks a manager process, which would outlive a killed stage.
-    os.register_at_fork(after_in_child=stage.die_with_parent)
-    with tempfile.TemporaryDirectory(prefix="minhash-") as folder:
-        with _stderr_to(Path(folder) / "stderr.log"):
-            _run_stages(texts, settings, processes, Path(folder))
-        found = _read_clusters(Path(folder) / "clusters", len(texts), processes)
-    first: dict[int, int] = {}
-    return [
-        position if cluster is None else first.setdefault(cluster, position) for position, cluster in enumerate(found)
-    ]
+    keys: Hashes
+    """Shape [bands, n]: texts with an equal key meet in that band."""
+    sets: Hashes
+    """Shape [n]: equal for equal sets of shingles."""
+    shingles: Shingles
+    """Of all texts, one after the other, ascending within each text and without repeats."""
+    counts: Counts
+    """Shape [n]: how many of `shingles` belong to each text."""
 
 
-def _run_stages(texts: list[str], settings: Settings, processes: int, folder: Path) -> None:
-    from datatrove.pipeline.dedup.minhash import (
-        MinhashConfig,
-        MinhashDedupBuckets,
-        MinhashDedupCluster,
-        MinhashDedupSignature,
-    )
-    from datatrove.utils.text import TextNormConfig
-
-    config = MinhashConfig(
-        n_grams=settings.ngram,
-        num_buckets=settings.bands,
-        hashes_per_bucket=settings.rows,
-        seed=settings.seed,
-        norm_config=TextNormConfig(norm_numbers=settings.normalise_numbers),
-    )
-    signatures, buckets = str(folder / "signatures"), str(folder / "buckets")
-    padded = [_padded(text, settings.ngram) for text in texts]
-    execute = _executor(folder, processes)
-    execute("1", [_documents(padded), MinhashDedupSignature(output_folder=signatures, config=config)], processes)
-    execute("2", [MinhashDedupBuckets(input_folder=signatures, output_folder=buckets, config=config)], settings.bands)
-    cluster = MinhashDedupCluster(
-        input_folder=buckets, output_folder=str(folder / "clusters"), config=config, save_cluster_id=True
-    )
-    execute("3", [cluster], 1)
+def sign(texts: Sequence[str], settings: Settings) -> Signed:
+    shingles, counts = shingled(texts, settings)
+    filled = counts > 0
+    starts = _starts(counts)[filled]
+    keys = np.zeros((settings.bands, len(texts)), dtype=np.uint64)
+    sets = np.zeros(len(texts), dtype=np.uint64)
+    if len(starts):
+        keys[:, filled] = band_keys(shingles, starts, settings)
+        sets[filled] = np.add.reduceat(mixed(shingles.astype(np.uint64)), starts)
+    return Signed(keys, sets, shingles, counts)
 
 
-def _executor(folder: Path, processes: int) -> Callable[[str, list[Any], int], None]:
-    """A function that runs a pipeline of so many tasks, its log and bookkeeping in `folder`."""
-    from datatrove.executor import LocalPipelineExecutor
-
-    def execute(name: str, pipeline: list[Any], tasks: int) -> None:
-        executor = LocalPipelineExecutor(
-            pipeline, tasks=tasks, workers=min(processes, tasks), logging_dir=str(folder / f"logs{name}")
-        )
-        executor.run()
-
-    return execute
-
-
-@contextmanager
-def _stderr_to(path: Path) -> Iterator[None]:
-    """Datatrove logs each task to stderr whatever its settings, and so do its workers, which inherit descriptor 2."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with path.open("w") as log, redirect_stderr(log):
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+def shingled(texts: Sequence[str], settings: Settings) -> tuple[Shingles, Counts]:
+    """(shingles, counts) as in Signed: 32-bit hashes of each text's n-grams."""
+    words, lengths = _words(texts, settings)
+    ends = np.cumsum(lengths)
+    grams = np.maximum(lengths - settings.ngram + 1, 0)
+    if not grams.any():
+        return np.empty(0, np.uint32), grams
+    hashes = _polynomials(words, settings.ngram)
+    is_whole = np.ones(len(words), dtype=bool)
+    for back in range(1, settings.ngram):
+        is_whole[ends[lengths > 0] - back] = False  # an n-gram that starts here runs into the next text
+    owners = np.repeat(np.arange(len(texts), dtype=np.uint64), grams)
+    found = np.sort((owners << np.uint64(32)) | (hashes[is_whole[: len(hashes)]] >> np.uint64(32)))
+    found = found[np.concatenate(([True], found[1:] != found[:-1]))]
+    counts = np.bincount((found >> np.uint64(32)).astype(np.int64), minlength=len(texts))
+    return found.astype(np.uint32), counts
 
 
-def _documents(texts: list[str]) -> Callable[..., Any]:
-    """A reader step: task `rank` of `world_size` gets every world_size-th text."""
-    from datatrove.data import Document
-
-    def read(data: Any, rank: int = 0, world_size: int = 1) -> Any:
-        for position in range(rank, len(texts), world_size):
-            yield Document(text=texts[position], id=str(position))
-
-    return read
+def split(text: str) -> list[str]:
+    """The words of a text without their case and Unicode form: \\w+, or single characters where a script does not space words."""
+    if text.isascii():
+        return text.translate(ASCII).split()
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _read_clusters(folder: Path, count: int, tasks: int) -> list[int | None]:
-    """Each text's cluster number, from files of (document, cluster) pairs that stage three names after the task."""
-    found: list[int | None] = [None] * count
-    for path in sorted(folder.glob("*.clusters")):
-        rank = int(path.stem)
-        for document, cluster in struct.iter_unpack("<2I", path.read_bytes()):
-            found[rank + document * tasks] = cluster
-    return found
+def jaccard(left: Shingles, left_counts: Counts, right: Shingles, right_counts: Counts) -> NDArray[np.float64]:
+    """The likeness of the nth text on the left with the nth on the right: |A ∩ B| / |A ∪ B| of their shingles, exactly."""
+    pairs = len(left_counts)
+    both = np.sort(np.concatenate((_owned(left, left_counts), _owned(right, right_counts))))
+    common = both[1:][both[1:] == both[:-1]] >> np.uint64(32)
+    shared = np.bincount(common.astype(np.int64), minlength=pairs)
+    return shared / np.maximum(left_counts + right_counts - shared, 1)
 
 
-def _padded(text: str, ngram: int) -> str:
-    words = len(text.split())
-    return text if words >= 2 * ngram else f"{text}{f' {FILLER}' * (ngram - 1)}"
+def ragged(starts: Counts, counts: Counts) -> Counts:
+    """The positions of runs that start at `starts` and are `counts` long, one after the other."""
+    return np.repeat(starts - _starts(counts), counts) + np.arange(counts.sum())
+
+
+def mixed(values: Hashes) -> Hashes:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): a bijection in which each bit depends on all."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def digest(text: str, bits: int = 64) -> int:
+    """The first bits of the text's BLAKE2b hash, the same on every machine."""
+    # A lone surrogate, which JSON can hold and UTF-8 cannot, is a character like any other here.
+    hashed = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=bits // 8)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+class _Known(dict[str, int]):
+    """The 64-bit hash of each word met so far."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= MAX_WORDS_KNOWN:
+            self.clear()
+        value = self[word] = digest(word)
+        return value
+
+
+_known = _Known()
+
+
+def _words(texts: Sequence[str], settings: Settings) -> tuple[Hashes, Counts]:
+    """The hashes of all words and how many each text has; a short text is filled up to one n-gram."""
+    hashes = array("Q")
+    lengths = np.zeros(len(texts), dtype=np.int64)
+    for position, text in enumerate(texts):
+        words = split(text if settings.numbers else NUMBER.sub("0", text))
+        if 0 < len(words) < settings.ngram:
+            words += [""] * (settings.ngram - len(words))
+        hashes.extend(map(_known.__getitem__, words))
+        lengths[position] = len(words)
+    return np.frombuffer(hashes, dtype=np.uint64), lengths
+
+
+def _polynomials(words: Hashes, ngram: int) -> Hashes:
+    """The hash of the n-gram that starts at each word, shape [words − n + 1]."""
+    count = len(words) - ngram + 1
+    hashes = np.zeros(count, dtype=np.uint64)
+    for offset in range(ngram):
+        hashes = hashes * BASE + words[offset : offset + count]
+    return mixed(hashes)
+
+
+def band_keys(shingles: Shingles, starts: Counts, settings: Settings) -> Hashes:
+    """Shape [bands, texts]: the minima of x·a + b mod 2³² over each text's shingles, `rows` of them hashed to one key."""
+    seeds = np.arange(2 * settings.bands * settings.rows, dtype=np.uint64) + (np.uint64(settings.seed) << np.uint64(32))
+    factors, terms = (mixed(seeds) >> np.uint64(32)).astype(np.uint32).reshape(2, settings.bands, settings.rows)
+    hashes = np.empty_like(shingles)
+    keys = np.zeros((settings.bands, len(starts)), dtype=np.uint64)
+    for band in range(settings.bands):
+        for factor, term in zip(factors[band], terms[band], strict=True):
+            np.multiply(shingles, factor | np.uint32(1), out=hashes)
+            np.add(hashes, term, out=hashes)
+            keys[band] = mixed(keys[band] * BASE + np.minimum.reduceat(hashes, starts))
+    return keys
+
+
+def _owned(shingles: Shingles, counts: Counts) -> Hashes:
+    return (np.repeat(np.arange(len(counts), dtype=np.uint64), counts) << np.uint64(32)) | shingles
+
+
+def _starts(counts: Counts) -> Counts:
+    return np.cumsum(counts) - counts

@@ -2,9 +2,12 @@
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 
-from temper import calls, record
+from temper import calls, record, records
 from temper.records import Row
 
 CATEGORY = "mismatched"
@@ -12,10 +15,33 @@ CATEGORY = "mismatched"
 WORD = re.compile(r"[A-Z]?[a-z]{3,}")
 
 
-def missing(rows: list[Row], share: float) -> int:
-    """How many null rows to add so that they are `share` of all; 0 when there are enough."""
-    nulls = sum(row["gold"] is None for row in rows)
-    return max(0, round((share * len(rows) - nulls) / (1 - share)))
+def missing(rows: int, nulls: int, share: float) -> int:
+    """How many null rows to add to `rows`, of which `nulls` are null, so that they are `share` of all; 0 when there are enough."""
+    return max(0, round((share * rows - nulls) / (1 - share)))
+
+
+def blocks(rows: Iterable[Row], count: int, size: int, folder: Path) -> Iterator[list[Row]]:
+    """The `count` call rows among `rows`, in sorted blocks of about `size`.
+
+    Both are by content: neither the rows' order nor their files or shards matter. At most `size` rows or a block are held; all
+    are written to the empty `folder` on the way.
+    """
+    number = -(-count // size)
+    remaining = (row for row in rows if record.kind(row) == "call")
+    while batch := list(islice(remaining, size)):
+        parts: dict[int, list[bytes]] = defaultdict(list)
+        for row in batch:
+            parts[int(_content(row)[0], 16) % number].append(records.line(row))
+        for part, lines in parts.items():
+            with (folder / f"{part:05d}").open("ab") as out:
+                out.writelines(lines)
+    for path in sorted(folder.iterdir()):
+        yield sorted(records.read(path), key=_content)
+
+
+def _content(row: Row) -> tuple[str, str]:
+    """The id that a call row would have wherever it came from, and its own."""
+    return record.identified({key: row[key] for key in ("messages", "tools", "gold")})["id"], row["id"]
 
 
 def make(rows: list[Row], count: int, admit: Callable[[Row], bool], seed: int) -> list[Row]:

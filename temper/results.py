@@ -7,20 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from temper import metrics
+from temper.recipe import Recipe
 
 Values = dict[str, Any]
-DATA_STAGES = ("ingest", "dedup", "pii", "split", "contamination")
-VARIANTS = ("base", "sft", "dpo")
+DATA_STAGES = ("ingest", "dedup", "quality", "pii", "split", "contamination", "mix", "audit")
 
 
 @dataclass(frozen=True)
 class Results:
+    recipe: Recipe
     stages: dict[str, Values]
-    """Metrics by stage: base, ingest, …, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`."""
+    """Metrics by stage: base, ingest, …, `training/sft`, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`."""
     timing: dict[str, Values]
     """reports/timing/ by the same names: seconds, peak memory and the hardware that took them."""
     curves: dict[str, list[dict[str, str]]]
-    """Rows of reports/plots/<stage>.csv."""
+    """Rows of reports/plots/<stage>.csv, by training stage."""
+
+    @property
+    def variants(self) -> list[str]:
+        """What was evaluated, the release last."""
+        return self.recipe.variants
+
+    def trainings(self) -> dict[str, tuple[Values, Values]]:
+        """(metrics, timing) of each training stage that has a curve."""
+        names = {name: f"training/{name}" for name in self.curves}
+        return {name: (self.stages[key], self.timing[key]) for name, key in names.items()}
 
     def funnel(self) -> list[tuple[str, int, int]]:
         """(data stage, rows kept, rows rejected)."""
@@ -57,17 +68,18 @@ class Results:
         return "; ".join(sorted({values["hardware"] for values in self.timing.values()}))
 
 
-def load(folder: Path = Path("reports")) -> Results:
-    """Everything under reports/; exits naming `make repro` when a stage has not run."""
-    stages = {name: metrics.read(folder / f"{name}.json") for name in _expected()}
-    timing = {name: metrics.read(folder / f"timing/{name}.json") for name in _expected()}
-    curves = {stage: _rows(folder / f"plots/{stage}.csv") for stage in ("sft", "dpo")}
-    return Results(stages, timing, curves)
+def load(chosen: Recipe, folder: Path = Path("reports")) -> Results:
+    """What a run of the recipe `chosen` leaves under reports/; exits naming `make repro` when a stage has not run."""
+    expected = list(_expected(chosen))
+    stages = {name: metrics.read(folder / f"{name}.json") for name in expected}
+    timing = {name: metrics.read(folder / f"timing/{name}.json") for name in expected}
+    curves = {name: _rows(folder / f"plots/{name}.csv") for name in chosen.stages() if name != "preferences"}
+    return Results(chosen, stages, timing, curves)
 
 
-def _expected() -> Iterator[str]:
-    yield from ("base", *DATA_STAGES, "sft", "preferences", "dpo", "quantize/gguf", "bench/bf16")
-    yield from (f"evaluate/{variant}" for variant in VARIANTS)
+def _expected(chosen: Recipe) -> Iterator[str]:
+    yield from ("base", *DATA_STAGES, "general", *(f"training/{name}" for name in chosen.stages()))
+    yield from ("quantize/gguf", "bench/bf16", *(f"evaluate/{variant}" for variant in chosen.variants))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

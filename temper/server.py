@@ -72,7 +72,8 @@ class Server:
         return "\n".join(["its last lines:", *self._log.read_text(errors="replace").splitlines()[-LAST_LINES:]])
 
     def _wait(self, deadline: float) -> None:
-        while not answers(f"{self.url}/health"):
+        # Another process may have taken the port since it was chosen: its answer is not ours.
+        while not (answers(f"{self.url}/health") and listens(self._process.pid, self.port)):
             status = self._process.poll()
             if status is not None:
                 raise SystemExit(f"the vLLM server ended with status {status} before it was ready: {self.last_lines()}")
@@ -116,7 +117,11 @@ def environment(runtime: dict[str, Any]) -> dict[str, str]:
 
 
 def chosen_port(wanted: int | None) -> int:
-    """`wanted`, or a free port of the loopback interface for None; exits when `wanted` is taken."""
+    """`wanted`, or a free port of the loopback interface for None; exits when `wanted` is taken or no port."""
+    if wanted is not None and wanted not in range(1, 2**16):
+        raise SystemExit(
+            f"hardware.runtime.serve_port: {wanted}, expected 1 to 65535, or null for any free one: correct it in conf/hardware"
+        )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -135,6 +140,19 @@ def answers(url: str) -> bool:
             return True
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether a process, or one that it started, is the one that listens on `port`."""
+    import psutil
+
+    try:
+        server = psutil.Process(pid)
+        family = [server, *server.children(recursive=True)]
+        opened = [connection for process in family for connection in process.net_connections()]
+    except psutil.NoSuchProcess:
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in opened)
 
 
 def peak(pid: int) -> int:

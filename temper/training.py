@@ -1,9 +1,9 @@
-"""What Axolotl and TRL runs share: the environment they start in, and a Trainer callback that shows progress."""
+"""What Axolotl and TRL runs share: the environment they start in, and Trainer callbacks that show progress and memory."""
 
 import os
 from typing import Any
 
-from temper import params, progress
+from temper import params, progress, stage
 
 
 def prepare() -> None:
@@ -12,7 +12,7 @@ def prepare() -> None:
     os.environ |= dict.fromkeys(("AXOLOTL_DO_NOT_TRACK", "DO_NOT_TRACK", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
     os.environ |= {"AXOLOTL_TEE_STDOUT": "0", "AXOLOTL_LOG_LEVEL": "WARNING", "LOG_LEVEL": "ERROR"}
     # DeepSpeed and accelerate look for an accelerator and find the CPU only when told.
-    if params.runtime()["processes"] == 1 and not _has_gpu():
+    if not _has_gpu():
         os.environ |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
     import torch
 
@@ -39,13 +39,18 @@ def accumulation(global_batch: int, micro_batch: int, processes: int, section: s
 
 
 def quiet_callbacks(trainer: Any) -> None:
-    """Off a terminal, put one line a minute in the place of the Trainer's bar, which prints every log entry there."""
+    """Off a terminal, put one line a minute in the place of the Trainer's bar, which prints every log entry there.
+
+    On a GPU, the most memory that tensors took goes on record.
+    """
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     if not progress.on_terminal():
         for callback in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(callback)
         trainer.add_callback(_lines())
+    if _has_gpu():
+        trainer.add_callback(_memory())
 
 
 def _lines() -> Any:
@@ -61,6 +66,18 @@ def _lines() -> Any:
                 print(line, flush=True)
 
     return Lines()
+
+
+def _memory() -> Any:
+    from torch import cuda
+    from transformers import TrainerCallback
+
+    class Memory(TrainerCallback):
+        def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            if state.is_world_process_zero:
+                stage.measured(peak_gpu_memory_gb=round(cuda.max_memory_allocated() / 1e9, 2))
+
+    return Memory()
 
 
 def _has_gpu() -> bool:

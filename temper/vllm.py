@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from temper import progress
 from temper.records import Row
@@ -27,9 +27,15 @@ class Sampling:
     max_tokens: int
 
 
+class Answer(NamedTuple):
+    text: str
+    is_cut: bool
+    """Ended at `max_tokens`, not by the model."""
+
+
 def sample(
     model: Path, prompts: list[list[int]], seeds: list[int], sampling: Sampling, engine: dict[str, Any]
-) -> list[list[str]]:
+) -> list[list[Answer]]:
     """`sampling.samples` answers to each prompt (token ids), every prompt with a seed of its own."""
     with _one_process():
         from vllm import LLM, SamplingParams, TokensPrompt
@@ -46,7 +52,7 @@ def sample(
         ]
         inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
         outputs = LLM(model=str(model), **engine).generate(inputs, options, use_tqdm=progress.on_terminal())
-    return [[answer.text for answer in output.outputs] for output in outputs]
+    return [[Answer(answer.text, answer.finish_reason == "length") for answer in output.outputs] for output in outputs]
 
 
 def prepare(runtime: dict[str, Any]) -> None:

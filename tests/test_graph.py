@@ -7,52 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from commands import check
-from temper import graph
+from commands import check, deps
+from temper import graph, recipe
 
-STAGES = graph.stages()
+STAGES = graph.definitions()
 SCRIPTS = sorted({stage.script for stage in STAGES})
-
-
-def first_party(source: Path, seen: set[str] | None = None) -> set[str]:
-    """Every temper module that `source` imports, directly or not."""
-    seen = set() if seen is None else seen
-    for module in imported(source):
-        path = Path(module.replace(".", "/") + ".py")
-        if path.is_file() and str(path) not in seen:
-            seen.add(str(path))
-            first_party(path, seen)
-    return seen
-
-
-def imported(source: Path) -> list[str]:
-    """Dotted names of temper that `source` imports, as a module or from one."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(source.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "temper":
-            names += [f"{node.module}.{alias.name}" for alias in node.names] + [str(node.module)]
-        elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names if alias.name.split(".")[0] == "temper"]
-    return names
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_deps_name_the_script_its_modules_and_its_lock(stage: graph.Stage) -> None:
-    script = Path(f"scripts/{stage.script}.py")
-    wanted = {str(script), f"requirements/{stage.env}.txt"} | first_party(script)
-    code = {dep for dep in stage.deps if dep.endswith(".py") or dep.startswith("requirements/")}
-    assert code == wanted
+    assert {dep for dep in stage.deps if deps.is_code(dep)} == set(deps.code(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_params_are_the_sections_the_script_loads(stage: graph.Stage) -> None:
+    source = Path(f"scripts/{stage.script}.py").read_text()
     calls = [
         node.args[0]
-        for node in ast.walk(ast.parse(Path(f"scripts/{stage.script}.py").read_text()))
+        for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "params.load"
     ]
     # A matrix stage loads f"quantize.{item}": its literal beginning is the section.
     loaded = {ast.unparse(call).strip("f'\"").split(".")[0] for call in calls}
+    loaded |= {"recipe"} if "recipe.load()" in source else set()
     assert {param.split(".")[0] for param in stage.params} == loaded
 
 
@@ -74,7 +51,9 @@ def test_every_script_is_a_stage_and_no_script_imports_another() -> None:
 def test_every_stage_has_its_section_and_its_group() -> None:
     for stage in STAGES:
         assert Path(f"conf/{stage.script}").is_dir(), stage.name
-        assert f"reports/timing/{stage.name.replace('@', '/')}.json" in stage.outs
+        training = stage.script in recipe.STAGES
+        name = f"training/{stage.script}" if training else stage.name.replace("@", "/")
+        assert f"reports/timing/{name}.json" in stage.outs
     check.main()
 
 
@@ -88,6 +67,11 @@ def test_an_unknown_key_is_named_before_anything_runs(tmp_path: Path, monkeypatc
         params.load("dpo", schema, edited)
 
 
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_dvc_starts_a_stage_without_a_shell_in_between(stage: graph.Stage) -> None:
+    assert stage.cmd.startswith("exec python -m ")
+
+
 def test_the_library_imports_one_way() -> None:
     for source in Path("temper").rglob("*.py"):
         for line in source.read_text().splitlines():
@@ -95,13 +79,14 @@ def test_the_library_imports_one_way() -> None:
 
 
 def test_edges_join_a_dep_to_the_stage_that_makes_it() -> None:
-    pairs = graph.edges(STAGES)
+    pairs = graph.edges(graph.stages())
     assert ("base", "ingest") in pairs  # a file inside the out models/base
-    assert ("sft", "preferences") in pairs
-    assert ("sft", "base") not in pairs
+    assert ("sft@base", "preferences@sft") in pairs
+    assert ("sft@base", "base") not in pairs
 
 
 def test_the_picture_shows_every_stage() -> None:
-    svg = graph.picture(STAGES)
-    assert svg == graph.picture(STAGES)
-    assert all(f">{stage.name}<" in svg for stage in STAGES)
+    stages = graph.stages()
+    svg = graph.picture(stages)
+    assert svg == graph.picture(stages)
+    assert all(f">{stage.name}<" in svg for stage in stages)

@@ -50,3 +50,10 @@ def test_the_bootstrap_repeats_and_covers() -> None:
     assert found[0] != intervals.bootstrap(samples[0], 0.95, seed=8)
     assert all(low < fmean(values) < high for values, (low, high) in zip(samples, found, strict=True))
     assert sum(low < 0.5 < high for low, high in found) >= 35
+
+
+def test_a_ratio_weighs_by_size_and_holds_its_value() -> None:
+    found = intervals.ratio("bits", [8.0, 90.0, 20.0], [10, 50, 20], 0.95, seed=3)
+    assert found["bits"] == pytest.approx(118 / 80)
+    assert 0.8 <= found["bits_low"] < found["bits"] < found["bits_high"] <= 1.8
+    assert found == intervals.ratio("bits", [8.0, 90.0, 20.0], [10, 50, 20], 0.95, seed=3)

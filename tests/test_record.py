@@ -41,6 +41,38 @@ def test_nested_values_are_their_own_gold() -> None:
     assert calls.score(answer["content"], row["tools"], row["gold"]).exact
 
 
+CHAT = [USER, {"role": "assistant", "content": "Twelve."}]
+
+
+def test_messages_without_tools_or_gold_are_a_chat() -> None:
+    for row in ({"messages": CHAT}, {"messages": CHAT, "tools": []}, {"messages": CHAT, "tools": None}):
+        found = record.make(row, "mine.jsonl", "cc0-1.0", "mine")
+        assert record.kind(found) == "chat"
+        assert found["messages"] == CHAT
+        assert (found["tools"], "gold" in found) == ([], False)
+    as_json = {"role": "assistant", "content": '{"area": 12}'}
+    assert record.kind(record.make({"messages": [USER, as_json]}, "mine.jsonl", "cc0-1.0", "mine")) == "chat"
+
+
+def test_what_was_said_in_each_kind_of_row() -> None:
+    text = record.make({"text": "Once."}, "s", "l", "c")
+    pair = record.make(
+        {"messages": [*CHAT, USER], "chosen": [ANSWER], "rejected": [CHAT[1]]}, "mine.jsonl", "cc0-1.0", "mine"
+    )
+    assert [record.kind(row) for row in (make(), text, pair)] == ["call", "text", "preference"]
+    assert (record.request(text), record.response(text)) == ("", "Once.")
+    assert record.request(pair) == f"{USER['content']}\n{USER['content']}"
+    assert record.response(pair) == f"Twelve.\n{ANSWER['content']}"
+    assert record.every_turn(pair) == [*CHAT, USER, ANSWER, CHAT[1]]
+    assert (record.every_turn(text), record.tool_names(text), record.tool_names(make())) == ([], (), ("area",))
+
+
+def test_a_call_row_is_written_as_before_there_were_other_kinds() -> None:
+    """Its id, and so the default run's results, must not change."""
+    assert make().keys() == {"id", "messages", "tools", "gold", "source", "licence", "category"}
+    assert make()["id"] == "6142fcd9ea105f71"
+
+
 def test_the_id_is_of_the_content() -> None:
     assert make()["id"] == make()["id"]
     assert len(make()["id"]) == 16
@@ -73,6 +105,16 @@ def test_the_id_is_of_the_content() -> None:
         ({"tools": []}, "contradictory", "not a right answer"),
         ({"messages": [USER, {"role": "assistant", "content": "Twelve."}]}, "no_gold", "is no call either"),
         ({"category": 3}, "type", "category is 3"),
+        ({"messages": [{"role": "user", "content": "\u200b"}, ANSWER]}, "empty", "a user turn without content"),
+        ({"messages": [{"role": "user", "content": "a\0b"}, ANSWER]}, "encoding", "NUL"),
+        ({"tools": [{"name": "f", "parameters": {"required": [1]}}]}, "type", "f: required has what is no string"),
+        ({"chosen": [ANSWER], "rejected": [ANSWER]}, "roles", "… user were expected"),
+        ({"messages": [USER], "chosen": [ANSWER]}, "type", "rejected is missing"),
+        (
+            {"messages": [USER], "chosen": [ANSWER, USER], "rejected": [ANSWER]},
+            "roles",
+            "chosen has turns of assistant, user",
+        ),
         ({"messages": [{"role": "user", "content": "\ud800"}, ANSWER]}, "encoding", "UTF-8"),
     ],
 )

@@ -1,8 +1,11 @@
 """A server is there for its block only: it says why it could not start, and nothing of it outlives whoever started it."""
 
+import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,38 @@ def test_a_port_in_use_is_named_with_the_remedy(folder: Path) -> None:
     assert f"serve_port: {port}" in str(error.value)
     assert "null" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("port", [99999, 0, -1, "http"])
+def test_what_is_no_port_is_named_with_the_remedy(folder: Path, port: int | str) -> None:
+    with pytest.raises(
+        SystemExit, match=rf"^hardware\.runtime\.serve_port: {port}, expected 1 to 65535, or null"
+    ) as error:
+        Server(folder, "float32", 0, RUNTIME | {"serve_port": port})
+    assert "\n" not in str(error.value)
+
+
+def test_another_server_on_the_port_is_not_taken_for_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer((server.HOST, 0), Healthy) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        monkeypatch.setattr(server, "chosen_port", lambda wanted: other.server_port)
+        ours = Server(folder, "float32", 0, RUNTIME)
+        assert server.answers(f"{ours.url}/health")
+        assert server.listens(os.getpid(), ours.port)
+        with pytest.raises(SystemExit, match="ended with status 1 before it was ready"), ours:
+            pass
+        other.shutdown()
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """A server that says it is well, whatever it is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_a_free_port_is_taken_when_none_is_given(folder: Path) -> None:

@@ -1,0 +1,189 @@
+"""The data stages on many rows: cost and memory per row, and a kill midway in each that loses and repeats none.
+
+    TEMPER_TEST_DATA=… python -m benchmarks.scale [--rows 1000000] [--costly-rows 20000]
+
+Writes reports/benchmarks/scale.json. Ingest, dedup, split and mix run on all rows. The stages that look into the text run on
+`--costly-rows` and on twice as many: a row costs what the second half adds, and what is left is their start (models that are
+loaded, scorers that are trained). All run with conf/'s defaults: tokens counted, three scorers, every pass of contamination.
+The rows are those of benchmarks.dedup: sentences of real data sets, every fifth row an edited copy of another.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks import dedup
+from commands import compose
+from temper import hardware, metrics, records, shards
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FILES = 16
+ALL_ROWS = ("ingest", "dedup", "split", "mix")
+COSTLY = ("quality", "pii", "contamination")
+STAGES = ("ingest", "dedup", "quality", "pii", "split", "contamination", "mix")
+KILLED = ("ingest", "dedup")  # the others are passes of the same kind
+OVERRIDES = (
+    "data=text",
+    "ingest.null_share=0",
+    "ingest.shard_rows=50000",
+    "split.preferences=0.01",
+    "split.test=0.01",
+    "split.validation=0.01",
+)
+
+
+def main() -> None:
+    arguments = parse()
+    data = Path(os.environ.get("TEMPER_TEST_DATA") or sys.exit("TEMPER_TEST_DATA: set it to the folder of data sets"))
+    if not (REPOSITORY / "models/base/tokenizer.json").is_file():
+        sys.exit("models/base/tokenizer.json: ingest counts tokens with it: run `make base` first")
+    found: dict[str, Any] = {}
+    whole = passed(data, arguments.rows, ALL_ROWS, KILLED)
+    for stage in ALL_ROWS:
+        found |= {f"{stage}_{key}": value for key, value in per_row(whole[stage], arguments.rows).items()}
+    found |= whole["counts"] | {f"{stage}_tasks_kept_after_kill": whole[stage]["tasks_kept"] for stage in KILLED}
+    half, all_of = (passed(data, rows, STAGES, ()) for rows in (arguments.costly_rows, 2 * arguments.costly_rows))
+    for stage in COSTLY:
+        added = {key: max(0.0, value - half[stage][key]) for key, value in all_of[stage].items()}
+        found |= {f"{stage}_{key}": value for key, value in per_row(added, arguments.costly_rows).items()}
+        found[f"{stage}_peak_gb"] = all_of[stage]["peak_gb"]
+        found[f"{stage}_start_cpu_seconds"] = max(0.0, half[stage]["cpu_seconds"] - added["cpu_seconds"])
+    found |= {"machine": str(hardware.found()), "rows": arguments.rows, "costly_rows": arguments.costly_rows}
+    found["command"] = f"python -m benchmarks.scale --rows {arguments.rows} --costly-rows {arguments.costly_rows}"
+    metrics.write(REPOSITORY / "reports/benchmarks/scale.json", found)
+    for key in sorted(found):
+        print(f"{key:36} {found[key]:.6g}" if isinstance(found[key], float) else f"{key:36} {found[key]}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the stages that move rows")
+    parser.add_argument(
+        "--costly-rows", type=int, default=20_000, help="and twice as many, of the stages that look into the text"
+    )
+    return parser.parse_args()
+
+
+def passed(data: Path, rows: int, stages: Sequence[str], killed: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What each of `stages` took for so many rows, and as `counts` what the raw files and the ends of it have in common."""
+    with tempfile.TemporaryDirectory(prefix="bench-scale-") as name:
+        folder = Path(name)
+        prepare(data, rows, folder)
+        figures: dict[str, dict[str, Any]] = {}
+        for stage in STAGES:
+            if stage in stages:
+                figures[stage] = measured(stage, folder, stage in killed)
+            else:
+                stand_in(folder, stage)
+        return figures | {"counts": counted(folder, rows)}
+
+
+def per_row(figures: dict[str, float], rows: int) -> dict[str, float]:
+    return {
+        "cpu_us_per_row": figures["cpu_seconds"] / rows * 1e6,
+        "wall_us_per_row": figures["seconds"] / rows * 1e6,
+        "bytes_per_row": figures["bytes"] / rows,
+        "peak_gb": figures["peak_gb"],
+    }
+
+
+def prepare(data: Path, rows: int, folder: Path) -> None:
+    """A place to run stages in: raw files, and params.yaml composed for them."""
+    os.chdir(REPOSITORY)
+    text = compose.composed(list(OVERRIDES))
+    (folder / "raw").mkdir()
+    (folder / "models").symlink_to(REPOSITORY / "models", target_is_directory=True)
+    (folder / "params.yaml").write_text(text)
+    files = [(folder / f"raw/{number:05d}.jsonl").open("wb") for number in range(FILES)]
+    for position, (row, _, _) in enumerate(dedup.grow(data, rows, long_share=0.0)):
+        said = " ".join(turn["content"] for turn in row["messages"])
+        files[position * FILES // rows].write(records.line({"text": f"{position}: {said}"}))
+    for out in files:
+        out.close()
+    os.chdir(folder)
+
+
+def measured(stage: str, folder: Path, kill: bool) -> dict[str, float]:
+    """Seconds of CPU and of the clock, bytes of memory and disk; with `kill`, the run is ended midway and begun again."""
+    lost = run(stage, folder, kill=True) if kill else 0.0
+    done = len(list((folder / "scratch").glob("**/completions/*")))
+    started = time.monotonic()
+    cpu = run(stage, folder, kill=False)
+    seconds = time.monotonic() - started
+    size = sum(path.stat().st_size for path in (folder / f"data/{stage}").rglob("*") if path.is_file())
+    timing = json.loads((folder / f"reports/timing/{stage}.json").read_text())
+    return {
+        "cpu_seconds": cpu + lost,
+        "seconds": seconds,
+        "bytes": size,
+        "peak_gb": timing["peak_memory_gb"],
+        "tasks_kept": done,
+    }
+
+
+def run(stage: str, folder: Path, kill: bool) -> float:
+    """CPU seconds of the stage's tree; ended by SIGKILL once some of its tasks are done, if asked to."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TEMPER_SCRATCH": str(folder / "scratch")}
+    command = [sys.executable, "-m", f"scripts.{stage}"]
+    with (folder / "stage.log").open("w+") as log:
+        process = subprocess.Popen(command, env=environment, cwd=folder, stderr=log, start_new_session=True)
+        used = 0.0
+        while process.poll() is None:
+            used = max(used, tree_seconds(process.pid))
+            if kill and len(list((folder / "scratch").glob("**/completions/*"))) >= FILES // 2:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.1)
+        if kill and process.returncode != -signal.SIGKILL:
+            raise SystemExit(f"benchmarks.scale: {stage} ended before it could be killed: raise --rows")
+        log.seek(0)
+        if process.returncode and not kill:
+            raise SystemExit(f"benchmarks.scale: {stage} failed: {log.read()[-2000:]}")
+    return used
+
+
+def tree_seconds(pid: int) -> float:
+    """CPU seconds of a process and of all that it started, ended ones too."""
+    try:
+        root = psutil.Process(pid)
+        times = [one.cpu_times() for one in (root, *root.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return 0.0
+    return sum(sum(one[:4]) for one in times)
+
+
+def stand_in(folder: Path, stage: str) -> None:
+    """The stage before it in its place, so that the next one has its input."""
+    before = STAGES[STAGES.index(stage) - 1]
+    (folder / f"data/{stage}").symlink_to(folder / f"data/{before}", target_is_directory=True)
+
+
+def counted(folder: Path, rows: int) -> dict[str, int]:
+    """Rows lost and repeated between the raw files and what dedup kept and rejected, after the kills."""
+    seen = sorted(int(text.partition(":")[0]) for text in texts(folder))
+    return {
+        "lost": rows - len(set(seen)),
+        "repeated": len(seen) - len(set(seen)),
+        "lost_target": 0,
+        "repeated_target": 0,
+    }
+
+
+def texts(folder: Path) -> Iterator[str]:
+    for row in shards.read(folder / "data/dedup"):
+        yield row["text"]
+    for row in records.read(folder / "data/rejected/dedup.jsonl"):
+        yield row["text"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""TRL's GRPO trainer, with answers that share the computation of their prompt and a sampler whose weights are proven."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax, split_tensor_dict
+
+from temper import rollouts
+
+
+class Trainer(GRPOTrainer):
+    """`sampler` is None where TRL samples itself."""
+
+    sampler: rollouts.Rollouts | None = None
+    _buffered_inputs: list[Any] | None
+    policy_logps: Tensor
+    """Of the last forward pass that has gradients, before its update: (rows, tokens)."""
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's, without the shuffle of rows that would scatter a prompt's answers over micro-batches."""
+        if self._step % self.args.steps_per_generation == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(batch, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """TRL's; what was sampled elsewhere was sampled from a policy that differs by rounding, for which the ratio makes up."""
+        batch = super()._generate_and_score_completions(inputs)
+        if self.sampler:
+            batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
+        return batch
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **more: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self.shares_prompts():
+            logps, entropies = shared(
+                model, input_ids, attention_mask.bool(), logits_to_keep, self.temperature, compute_entropy
+            )
+            found = logps, entropies, None
+        else:
+            found = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **more
+            )
+        if torch.is_grad_enabled():
+            self.policy_logps = found[0].detach()
+        return found
+
+    def shares_prompts(self) -> bool:
+        """Whether this model, and how it is spread, allow for a mask of our own and for passes by the number of prompts."""
+        config = self.model.config
+        windows = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
+        spread = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return config._attn_implementation == "sdpa" and not (windows or spread or self.aux_loss_enabled)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss: Tensor = super()._compute_loss(model, inputs)
+        if self.sampler:
+            self.verify(inputs["sampling_per_token_logps"], inputs["completion_mask"].bool())
+        return loss
+
+    def verify(self, sampled: Tensor, mask: Tensor) -> None:
+        """Hold the sampler's log-probabilities of its tokens against the policy's; exits where its weights are others."""
+        assert self.sampler
+        difference = (self.policy_logps - sampled).abs()[mask]
+        mean, tolerance = difference.mean().item(), self.sampler.tolerance
+        self._metrics["train"]["sync/logp_difference/mean"].append(mean)
+        self._metrics["train"]["sync/logp_difference/max"].append(difference.max().item())
+        if not mean <= tolerance:
+            raise SystemExit(
+                f"grpo: step {self.state.global_step + 1}: the sampler's weights are not the policy's: its log-probabilities are "
+                f"{mean:.3g} nats a token from the trainer's (at most {tolerance:g}): resume from the last checkpoint with "
+                "grpo.rollouts=transformers, and report it"
+            )
+
+
+class Close(TrainerCallback):
+    """Ends the engine with the training, before its memory is needed for merging."""
+
+    def __init__(self, sampler: rollouts.Rollouts) -> None:
+        self.sampler = sampler
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.sampler.engine.close()
+
+
+def shared(
+    model: Any, ids: Tensor, mask: Tensor, answered: int, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities, and entropies in nats, of the last `answered` tokens of each row: (rows, answered), 0 where masked.
+
+    Rows that follow each other with the same prompt go through the model as one sequence, in which answers see the prompt
+    and themselves: for G answers of n tokens to a prompt of m, m + G·n tokens in the place of G·(m + n). The same numbers
+    come out up to the order of sums (prefix sharing: Liu et al. 2025, arXiv:2506.05433).
+    """
+    prompts = [row[kept] for row, kept in zip(ids[:, :-answered], mask[:, :-answered], strict=True)]
+    answers = [row[kept] for row, kept in zip(ids[:, -answered:], mask[:, -answered:], strict=True)]
+    logps: list[Tensor] = []
+    entropies: list[Tensor] = []
+    for rows in groups(prompts):
+        of_group = [answers[row] for row in rows]
+        logits = one_pass(model, prompts[rows[0]], of_group) / temperature
+        lengths = [len(answer) for answer in of_group]
+        logps += selective_log_softmax(logits[None], torch.cat(of_group)[None])[0].split(lengths)
+        if with_entropy:
+            with torch.no_grad():
+                entropies += entropy_from_logits(logits).split(lengths)
+    return _padded(logps, answered), _padded(entropies, answered) if with_entropy else None
+
+
+def groups(prompts: list[Tensor]) -> list[list[int]]:
+    """Numbers of neighbours with equal prompts."""
+    found: list[list[int]] = []
+    for number, prompt in enumerate(prompts):
+        if found and torch.equal(prompts[found[-1][0]], prompt):
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found
+
+
+def one_pass(model: Any, prompt: Tensor, answers: list[Tensor]) -> Tensor:
+    """Logits from which each token of each answer follows, one answer after the other: (tokens, vocabulary)."""
+    device, start = prompt.device, len(prompt)
+    lengths = torch.tensor([len(answer) for answer in answers], device=device)
+    # 0 owns the prompt, and answers are numbered from 1.
+    owner = torch.arange(len(answers) + 1, device=device).repeat_interleave(
+        torch.cat([lengths.new_tensor([start]), lengths])
+    )
+    place = torch.arange(len(owner), device=device)
+    visible = (place[:, None] >= place) & ((owner[:, None] == owner) | (owner == 0))
+    begins = start + lengths.cumsum(0) - lengths
+    offsets = place[start:] - begins.repeat_interleave(lengths)
+    positions = torch.cat([place[:start], start + offsets])
+    sources = torch.where(offsets == 0, start - 1, place[start:] - 1)
+    output = model(
+        input_ids=torch.cat([prompt, *answers])[None],
+        attention_mask=visible[None, None],
+        position_ids=positions[None],
+        logits_to_keep=sources,
+        use_cache=False,
+    )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+def _padded(rows: list[Tensor], length: int) -> Tensor:
+    return torch.stack([pad(row, (0, length - len(row))) for row in rows])

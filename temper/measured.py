@@ -1,0 +1,239 @@
+"""What `make bench-data` and `make bench-train` measured, from reports/benchmarks/, as the tables of the README."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from temper import metrics
+
+FOLDER = Path("reports/benchmarks")
+Values = dict[str, Any]
+DATA, TRAINING = ("dedup", "pii", "contamination", "quality", "scale"), ("train",)
+PATTERNS = ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "US_SSN", "URL")
+# Stages that move rows were measured on a million, those that look into the text on fewer.
+WHOLE, COSTLY = ("ingest", "dedup", "split", "mix"), ("quality", "pii", "contamination")
+STAGES = (*WHOLE, *COSTLY)
+SIZE = re.compile(r"scale_\d+_peak_gb")
+SIZES = (1_000_000_000, 10_000_000_000)
+MICROSECONDS_AN_HOUR = 3.6e9
+
+
+@dataclass(frozen=True)
+class Line:
+    what: str
+    on: str
+    found: str
+    target: str
+
+
+def load(name: str) -> Values | None:
+    path = FOLDER / f"{name}.json"
+    return metrics.read(path) if path.is_file() else None
+
+
+def table(names: Sequence[str]) -> str:
+    """Markdown: what benchmarks measured, on what, what came out and what was wanted; a line for the machines."""
+    found = {name: values for name in names if (values := load(name))}
+    if not found:
+        return "Not measured yet."
+    lines = [line for name, values in found.items() for line in LINES[name](values)]
+    rows = [f"| {one.what} | {one.on} | {one.found} | {one.target} |" for one in lines]
+    machines = "; ".join(sorted({str(values["machine"]) for values in found.values()}))
+    notes = [NOTES[name] for name in found if name in NOTES]
+    return "\n".join(
+        [
+            "| what | on | found | target |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            " ".join([f"Measured on {machines}; all figures in `reports/benchmarks/`.", *notes]),
+        ]
+    )
+
+
+def scale_table() -> str:
+    """Markdown: CPU-hours, disk, shuffle and the largest task's memory for SIZES rows, from the measured cost of one."""
+    values, dedup = load("scale"), load("dedup")
+    if values is None or dedup is None:
+        return "Not measured yet."
+    micros = {stage: float(values[f"{stage}_cpu_us_per_row"]) for stage in STAGES}
+    disk = sum(float(values[f"{stage}_bytes_per_row"]) for stage in STAGES)
+    shuffle, memory = dedup_shuffle(dedup), dedup_memory(dedup)
+    head = "| rows | CPU-hours | of which | disk, all stages | dedup's shuffle | memory of its largest task |"
+    rows = [
+        f"| {size:.0e} | {hours(micros.values(), size):,.0f} | {shares(micros)} | {size * disk / 1e12:,.1f} TB | "
+        f"{size * shuffle / 1e12:,.1f} TB | {size * memory / 1e9:,.0f} GB |"
+        for size in SIZES
+    ]
+    notes = (
+        f"{', '.join(WHOLE)} measured on {values['rows']:,} rows, {', '.join(COSTLY)} as what {values['costly_rows']:,} more rows "
+        "add, all with conf/'s defaults: tokens counted, three scorers, MinHash and paraphrases. Not in it: the start of a task, "
+        "`audit`, which renders every row with the trainer's tokenizer, and embeddings in dedup."
+    )
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows, "", notes])
+
+
+def dedup_shuffle(values: Values) -> float:
+    """Bytes a row of signatures, shingles and pairs between dedup's tasks, at the largest measured size."""
+    sizes = sorted(key for key in values if key.startswith("scale_") and key.endswith("_disk_bytes_per_row"))
+    return float(values[sizes[-1]])
+
+
+def dedup_memory(values: Values) -> float:
+    """Bytes of memory that a row more takes, between the two largest measured sizes."""
+    peaks = {int(key.split("_")[1]): float(values[key]) for key in values if SIZE.fullmatch(key)}
+    *_, less, more = sorted({0: 0.0} | peaks)
+    return (peaks[more] - peaks.get(less, 0.0)) / (more - less) * 1e9
+
+
+def hours(micros: Any, rows: int) -> float:
+    return sum(micros) * rows / MICROSECONDS_AN_HOUR
+
+
+def shares(micros: dict[str, float]) -> str:
+    """The three dearest stages with their share."""
+    total = sum(micros.values())
+    dearest = sorted(micros, key=lambda stage: -micros[stage])[:3]
+    return ", ".join(f"{stage} {micros[stage] / total:.0%}" for stage in dearest)
+
+
+def _dedup(values: Values) -> Iterator[Line]:
+    for key, on in (("articles", "1,000 newspaper articles"), ("planted", "rows grown from real text, copies planted")):
+        found = f"{values[f'{key}_recall']:.3f} / {values[f'{key}_precision']:.3f} ({values[f'{key}_precision_direct']:.3f})"
+        yield Line("near duplicates: recall / precision (of the pair itself)", on, found, "0.99 / 0.99")
+    few, rate = f"{values['speed_stock_rows']:,}", values["speed_rows_per_second"]
+    speed = f"{values['speed_ratio']:.1f}× ({rate:,.0f} rows/s); the whole stage {values['speed_ratio_stage']:.1f}×"
+    yield Line(
+        "near duplicates: speed against Datatrove's MinHash",
+        f"the same comparison of {values['speed_rows']:,} rows ({few} for Datatrove), 14 × 8, 2 cores",
+        f"{speed}; {values['speed_ratio_same_rows']:.0f}× on {few} rows",
+        "20×",
+    )
+    recalls = f"{values['speed_recall']:.3f} / {values['stock_recall']:.3f}"
+    yield Line("near duplicates: recall there, ours / Datatrove's", f"the same {few} rows", recalls, "")
+    yield Line("near duplicates: memory", "the largest size", f"{values['scale_peak_gb']:.1f} GB", "under 4 GB")
+
+
+def _pii(values: Values) -> Iterator[Line]:
+    on = f"presidio_research, held-out {values['held_out_texts']} texts"
+    # Of kinds that are equal, the one that is known least well.
+    least = min(PATTERNS, key=lambda name: (float(values[f"ours_{name}_f2"]), float(values[f"ours_{name}_recall_low"])))
+    theirs = min(float(values[f"presidio_{name}_f2"]) for name in PATTERNS)
+    recall = f"recall {values[f'ours_{least}_recall']:.2f}, 95% interval {interval(values, f'ours_{least}_recall')}"
+    which = f"{least}, n = {values[f'ours_{least}_spans']}: {recall}"
+    found = f"{values[f'ours_{least}_f2']:.2f} ({which}; Presidio's defaults {theirs:.2f})"
+    yield Line("identifiers by pattern: least F2 of seven kinds", on, found, "0.95")
+    for name in ("PERSON", "LOCATION"):
+        ours, default = (
+            f"{values[f'{by}_{name}_recall']:.2f} / {values[f'{by}_{name}_precision']:.2f}"
+            for by in ("ours", "presidio")
+        )
+        yield Line(f"{name.lower()}: recall / precision", on, f"{ours} (defaults {default})", "0.85 / 0.70")
+    secrets = "; ".join(
+        f"{values[f'secrets_{one}']:.2f} ({interval(values, f'secrets_{one}')})" for one in ("recall", "precision")
+    )
+    on = f"{values['secrets']} random keys of 20 issuers, {values['secrets_texts'] - values['secrets']} look-alikes"
+    yield Line("secrets: recall; precision, with 95% intervals", on, secrets, "")
+    for key, what in (("people_and_places", "people and places too"), ("patterns", "fewer kinds: patterns alone")):
+        same, all_kinds = (values[f"{key}_2_processes_times_loop{end}"] for end in ("_same_kinds", ""))
+        found = f"{same:.1f}× its loop with the same kinds; {all_kinds:.1f}× with all of its kinds"
+        yield Line(f"identifiers: speed against Presidio's loop, {what}", "the same texts, 2 cores", found, "5×")
+
+
+def interval(values: Values, name: str) -> str:
+    return f"{values[f'{name}_low']:.2f}–{values[f'{name}_high']:.2f}"
+
+
+def _contamination(values: Values) -> Iterator[Line]:
+    on = "GSM8K, MMLU-Pro, MT-Bench, IFEval, HumanEval in longer rows"
+    yield Line("contamination, verbatim: recall", on, f"{values['verbatim_recall']:.3f}", "1.0")
+    wrong = f"{values['false_positives_worst']:.3%} ({values['false_positives_worst_source']})"
+    on = f"the worst of {len(sources(values, 'clean_rows_'))} sources, {values['clean_rows']:,} clean rows"
+    yield Line("contamination: false positives", on, wrong, "at most 0.1%")
+    if "paraphrase_recall_reworded" in values:
+        recall = f"{values['paraphrase_recall_reworded']:.2f} ({interval(values, 'paraphrase_recall_reworded')})"
+        wrong = (
+            f"{values['paraphrase_false_positives_worst']:.2%} ({values['paraphrase_false_positives_worst_source']})"
+        )
+        yield Line(
+            "contamination, reworded: recall; false positives of the worst source",
+            "reworded GSM8K, whole clean rows; held-out half",
+            f"{recall}; {wrong}",
+            "0.8; at most 1%",
+        )
+    yield Line(
+        "contamination: n-gram pass",
+        "all benchmarks, one core",
+        f"{values['ngram_us_a_row']:.0f} µs a row",
+        "at most 100 µs",
+    )
+
+
+def sources(values: Values, prefix: str) -> list[str]:
+    return [key for key in values if key.startswith(prefix)]
+
+
+def _quality(values: Values) -> Iterator[Line]:
+    on = "defects planted in real text"
+    rules = {key.removeprefix("recall_"): float(values[key]) for key in values if key in RULES}
+    worst = min(rules, key=lambda name: rules[name])
+    yield Line(
+        "quality rules: least recall",
+        on,
+        f"{rules[worst]:.2f} ({worst}); the others {sorted(rules.values())[1]:.2f} or more",
+        "",
+    )
+    found = f"{values['read_refusals_recall']:.2f} ({interval(values, 'read_refusals_recall')})"
+    yield Line(
+        "refusals in real answers: recall; others taken for one",
+        f"{values['read_refusals']} among {values['read_answers']} answers of hh-rlhf, labelled by reading",
+        f"{found}; {values['read_refusals_false_rejects']:.3f}",
+        "",
+    )
+    yield Line(
+        "quality ensemble: AUC of the maximum", "sound against corrupted rows", f"{values['auc_maximum']:.2f}", ""
+    )
+
+
+def _scale(values: Values) -> Iterator[Line]:
+    found = f"{values['lost']} lost, {values['repeated']} repeated"
+    yield Line("killed midway and resumed", f"{values['rows']:,} rows through ingest and dedup", found, "none")
+
+
+def _train(values: Values) -> Iterator[Line]:
+    if "sft_times_peer" in values:
+        found = f"{values['sft_times_peer']:.2f}× its faster order, {values['sft_times_random']:.2f}× random order"
+        rate = f"{values['sft_ours_tokens_per_second']:.0f} tokens/s"
+        yield Line("SFT beside TRL's trainer with padding", "short chats, LoRA", f"{found} ({rate})", "2×")
+    if "hand_times" in values:
+        yield Line("SFT beside Axolotl by hand", "the same YAML and rows", f"{values['hand_times']:.2f}×", "0.98×")
+    if "cpu_times_default" in values:
+        exact = f"{values['cpu_fp32_together_times_default']:.2f}× in fp32"
+        found = f"{values['cpu_times_default']:.2f}× with bf16, {exact}"
+        yield Line("SFT on this CPU beside fp32 as PyTorch starts", "the default job's rows", found, "1.3×")
+    if "grpo_times_peer" in values:
+        found = f"{values['grpo_times_peer']:.2f}× ({values['grpo_ours_seconds_per_step']:.1f} s a step)"
+        yield Line("GRPO beside TRL's example, which generates itself", "32 answers a step", found, "1.5×")
+    if "sweep_times_stages" in values:
+        found = f"+{values['sweep_times_stages'] - 1:.1%} ({values['sweep_extra_seconds_a_run']:.1f} s a run)"
+        yield Line("five betas beside SFT once and 5 × (DPO, evaluation)", "the default job", found, "within 5%")
+
+
+RULES = tuple(
+    f"recall_{name}"
+    for name in ("encoding", "artefact", "length", "language", "repetition", "refusal", "truncation", "leak")
+)
+NOTES = {
+    "pii": "The list of templates behind presidio_research was read while the patterns were written: expect less of other texts.",
+    "quality": "Planted defects are those that the rules' authors thought of.",
+}
+LINES = {
+    "dedup": _dedup,
+    "pii": _pii,
+    "contamination": _contamination,
+    "quality": _quality,
+    "scale": _scale,
+    "train": _train,
+}

@@ -1,0 +1,381 @@
+"""What each stage of a run that trains or samples will take: memory a device, tokens, time and cost, before anything starts."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from temper import flops, hardware, memory, model_shape, params, recipe, sharding, vllm
+from temper.flops import Rate
+from temper.memory import Job
+from temper.model_shape import Shape
+
+REPORTS, LOCK, BASE = Path("reports"), Path("dvc.lock"), Path("models/base/config.json")
+GIB = 2**30
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+PPO_PROCESSES = 1  # TRL's trainer takes no more
+
+
+@dataclass
+class Device:
+    """A GPU, or the threads that a process has of a CPU."""
+
+    name: str
+    memory_gb: float | None
+    """Null takes this machine's."""
+    tflops: dict[str, float]
+    """By precision; of one thread where the device is a CPU."""
+    mfu: float
+    """Share of tflops that training reaches."""
+    bandwidth_gbs: float
+    price: float
+    """Dollars an hour."""
+    process_gb: float
+    serve_gb: float
+    """As process_gb, of vLLM with what asks it."""
+    slack: float
+    """Share of activations and logits that the allocator takes on top."""
+
+
+@dataclass
+class Assumed:
+    train: int
+    preferences: int
+    test: int
+    tokens: int
+    longest: int
+
+
+@dataclass
+class Settings:
+    devices: dict[str, Device]
+    assumed: Assumed
+    """Of data that nothing has read yet."""
+    answer_share: float
+    """Tokens of a sampled answer, as a share of those it may have."""
+    startup_seconds: float
+    """Of a stage: imports, loading, writing."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows, and tokens of a row."""
+
+    train: int
+    preferences: int
+    test: int
+    tokens: float
+    longest: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    stage: str
+    memory: dict[str, float]
+    """Bytes a device, by what holds them."""
+    devices: int
+    tokens: int
+    seconds: float
+    offloaded: float = 0
+    """Bytes of the machine's memory for what one device leaves there."""
+    served: float = 0
+    """Of the memory, what hardware.runtime.serve_memory_gb sets."""
+
+    @property
+    def peak(self) -> float:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages' estimates are made from."""
+
+    settings: DictConfig
+    shape: Shape
+    source: str
+    """Of the shape."""
+    device: Device
+    data: Data
+    answer_share: float
+    startup: float
+    processes: int
+    threads: int
+
+    def rate(self, precision: str) -> Rate:
+        if precision not in self.device.tflops:
+            known = ", ".join(sorted(self.device.tflops))
+            raise SystemExit(
+                f"plan.devices.{self.settings.hardware.name}.tflops: no {precision} (it has {known}): add it"
+            )
+        threads = self.threads if self.settings.hardware.name == "cpu" else 1
+        return Rate(1e12 * self.device.tflops[precision] * threads * self.device.mfu, 1e9 * self.device.bandwidth_gbs)
+
+    @property
+    def served(self) -> float:
+        """Bytes of vLLM's cache."""
+        return float(self.settings.hardware.runtime.serve_memory_gb * GIB)
+
+    @property
+    def capacity(self) -> float:
+        """Bytes of a device."""
+        return 1e9 * (self.device.memory_gb or hardware.found().memory_gb)
+
+
+def prepared(text: str) -> Run:
+    """The run that a composition of conf/ describes."""
+    settings = OmegaConf.create(text)
+    assert isinstance(settings, DictConfig)
+    own = params.fitted(settings, "plan", Settings, "conf/")
+    name = settings.hardware.name
+    if name not in own.devices:
+        raise SystemExit(
+            f"plan.devices: none for hardware.name '{name}' (it has {', '.join(own.devices)}): add it to conf/plan"
+        )
+    runtime = settings.hardware.runtime
+    found, source = shape(settings)
+    return Run(
+        settings=settings,
+        shape=found,
+        source=source,
+        device=own.devices[name],
+        data=data(settings, own.assumed),
+        answer_share=own.answer_share,
+        startup=own.startup_seconds,
+        processes=runtime.processes * runtime.nodes,
+        threads=runtime.threads,
+    )
+
+
+def shape(settings: DictConfig) -> tuple[Shape, str]:
+    """(shape, where from): of models/base where the last run made it from these settings, otherwise as conf/model pins it."""
+    if made_by(settings, "base") and BASE.is_file():
+        return model_shape.of(json.loads(BASE.read_text()), str(BASE)), f"read: {BASE}"
+    pinned = OmegaConf.to_container(settings.model.shape) if settings.model.get("shape") else None
+    if not isinstance(pinned, dict):
+        raise SystemExit(
+            f"conf/model: {settings.model.name} has no shape, nor is it in models/base: run `make base` or add it"
+        )
+    layers = settings.model.layers or pinned["num_hidden_layers"]
+    config = {str(key): value for key, value in pinned.items()} | {"num_hidden_layers": layers}
+    return model_shape.of(config, "conf/model"), "pinned: conf/model"
+
+
+def made_by(settings: DictConfig, stage: str) -> bool:
+    """Whether dvc.lock's run of `stage` had the section of its name that `settings` has."""
+    stages = yaml.safe_load(LOCK.read_text())["stages"] if LOCK.is_file() else {}
+    ran = stages.get(stage, {}).get("params", {}).get("params.yaml", {})
+    return bool(ran) and ran.get(stage) == OmegaConf.to_container(settings[stage])
+
+
+def data(settings: DictConfig, assumed: Assumed) -> Data:
+    """As the reports of a run on the same data counted it, otherwise as conf/plan assumes."""
+    files = {name: REPORTS / f"{name}.json" for name in ("audit", "mix")}
+    if not (made_by(settings, "ingest") and all(file.is_file() for file in files.values())):
+        return Data(**asdict(assumed), source="assumed: conf/plan")
+    audit, mix = (json.loads(file.read_text()) for file in files.values())
+    return Data(
+        train=mix["kept_train"],
+        preferences=mix["kept_preferences"],
+        test=mix["kept_test"],
+        tokens=audit["tokens"] / audit["written"],
+        longest=audit["tokens_max"],
+        source="counted: reports/audit.json",
+    )
+
+
+def estimates(run: Run) -> Iterator[Estimate]:
+    """Every stage that trains or samples, in the order of the graph."""
+    for name in recipe.STAGES:
+        if run.settings.recipe[name]:
+            yield STAGES[name](run)
+    for variant in run.settings.recipe.variants:
+        yield evaluate(run, variant)
+
+
+def sft(run: Run) -> Estimate:
+    cfg = run.settings.sft
+    length = cfg.sequence_length if cfg.packing else min(cfg.sequence_length, run.data.longest)
+    job = training(run, cfg, cfg.method, rows=cfg.micro_batch, length=length)
+    rows = run.data.train * run.data.tokens / length if cfg.packing else run.data.train
+    return trained(run, "sft", job, passes(cfg, rows) * run.data.train * run.data.tokens, flops.trained(job))
+
+
+def preferences(run: Run) -> Estimate:
+    cfg = run.settings.preferences
+    prompts = min(run.data.preferences, cfg.limit or run.data.preferences)
+    return sampled(run, "preferences", prompts, prompts * cfg.samples, cfg.max_tokens * run.answer_share)
+
+
+def evaluate(run: Run, variant: str) -> Estimate:
+    cfg = run.settings.evaluate
+    rows = min(run.data.test, cfg.limit or run.data.test)
+    return sampled(run, f"evaluate@{variant}", rows, rows, cfg.max_tokens * run.answer_share)
+
+
+def dpo(run: Run) -> Estimate:
+    """Both answers in one pass; the reference is the policy without its adapter, a forward pass more."""
+    cfg = run.settings.dpo
+    job = training(run, cfg, "lora", rows=2 * cfg.micro_batch, length=longest(run, cfg))
+    again = flops.forward(job.shape, job.length) if cfg.reference else 0
+    return trained(run, "dpo", job, paired(run, cfg), flops.trained(job) + again)
+
+
+def kto(run: Run) -> Estimate:
+    """Beside each answer a mismatched one, for the KL: policy and reference read both, and the policy learns from the first."""
+    cfg = run.settings.kto
+    job = training(run, cfg, "lora", rows=cfg.micro_batch, length=longest(run, cfg))
+    return trained(run, "kto", job, paired(run, cfg), flops.trained(job) + 3 * flops.forward(job.shape, job.length))
+
+
+def orpo(run: Run) -> Estimate:
+    cfg = run.settings.orpo
+    job = training(run, cfg, "lora", rows=2 * cfg.micro_batch, length=longest(run, cfg))
+    return trained(run, "orpo", job, paired(run, cfg), flops.trained(job))
+
+
+def reward(run: Run) -> Estimate:
+    cfg = run.settings.reward
+    job = training(run, cfg, cfg.method, rows=2 * cfg.micro_batch, length=longest(run, cfg), scored=0)
+    return trained(run, "reward", job, paired(run, cfg), flops.trained(job))
+
+
+def ppo(run: Run) -> Estimate:
+    """Policy and value model in one pass, over one copy of the reward model beside the policy; answers sampled in between."""
+    cfg = run.settings.ppo
+    length = min(cfg.max_length, run.data.longest + cfg.max_tokens)
+    keys = cfg.rollout_batch * length * run.shape.kv_bytes(memory.WIDTHS[cfg.precision])
+    scores = memory.FP32 * cfg.global_batch * cfg.max_tokens * run.shape.vocabulary
+    job = training(run, cfg, "lora", rows=2 * cfg.micro_batch, length=length, scored=0.5)
+    job = replace(
+        job, checkpointing=False, devices=PPO_PROCESSES, trainable=2 * job.trainable, beside=1, cache=keys + scores
+    )
+    answers = round(passes(cfg, run.data.preferences) * run.data.preferences)
+    answer = cfg.max_tokens * run.answer_share
+    tokens = answers * (run.data.tokens + answer)
+    # Policy, reference, reward and value read each answer; policy and value then learn from it.
+    each = 4 * flops.forward(job.shape, length) + 2 * cfg.epochs_a_batch * flops.trained(job)
+    rate = run.rate(cfg.precision)
+    sampling = flops.sampled(job, answers, run.data.tokens, answers, answer, cfg.rollout_batch, rate)
+    return trained(run, "ppo", job, tokens, each, sampling)
+
+
+def grpo(run: Run) -> Estimate:
+    """Logits of answers alone; a server that samples has weights and a cache of its own on the first device."""
+    cfg = run.settings.grpo
+    length = run.data.longest + cfg.max_tokens
+    job = training(run, cfg, "lora", rows=cfg.micro_batch, length=length, scored=cfg.max_tokens / length)
+    served = run.served if cfg.rollouts in ("vllm", "vllm-colocate") else 0
+    own = cfg.micro_batch * length * run.shape.kv_bytes(job.width) if cfg.rollouts == "transformers" else 0
+    job = replace(job, beside=1 if served else 0, cache=served + own)
+    prompts = run.data.preferences
+    answers = round(passes(cfg, prompts * cfg.generations) * prompts * cfg.generations)
+    answer = cfg.max_tokens * run.answer_share
+    batch = cfg.global_batch if cfg.rollouts == "transformers" else vllm.SEQUENCES
+    rate = run.rate(cfg.precision)
+    sampling = flops.sampled(job, answers // cfg.generations, run.data.tokens, answers, answer, batch, rate)
+    reference = flops.forward(job.shape, length) if cfg.beta else 0
+    tokens = answers * (run.data.tokens + answer)
+    return replace(trained(run, "grpo", job, tokens, flops.trained(job) + reference, sampling), served=served)
+
+
+def training(run: Run, cfg: Any, method: str, rows: int, length: int, scored: float = 1) -> Job:
+    """A trainer's pass over `rows` sequences of `length`; TRL's trainers replicate the model, whatever shards it in SFT."""
+    zero, fsdp = cfg.get("deepspeed"), cfg.get("fsdp")
+    sharding.check(zero, fsdp)
+    adapter = {"full": None, "hft": None, "qlora": "qlora"}.get(method, "lora")
+    width = memory.WIDTHS[cfg.precision]
+    return Job(
+        shape=run.shape,
+        rows=rows,
+        length=length,
+        # TRL's reward trainer is given float32 weights where all of them are trained.
+        stored=memory.FP32 if method == "full" and not scored else width,
+        width=width,
+        trainable=trainable(run.shape, cfg, method),
+        adapter=adapter,
+        eight_bit="8bit" in cfg.get("optimizer", ""),
+        checkpointing=cfg.get("gradient_checkpointing", cfg.hardware != "cpu") and method != "prefix",
+        spilled=cfg.get("offload_activations", False),
+        attention=cfg.attention,
+        sharder="deepspeed" if zero else "fsdp" if fsdp else None,
+        level=sharding.ZERO[zero] if zero else 3 if fsdp else 0,
+        offloaded=(zero or fsdp or "").endswith("offload"),
+        devices=run.processes,
+        scored=scored,
+    )
+
+
+def trainable(shape: Shape, cfg: Any, method: str) -> int:
+    """Parameters that a method trains; half fine-tuning trains all of them, a half at a time."""
+    if method in ("full", "hft"):
+        return shape.parameters()
+    if method == "prompt":
+        return int(cfg.virtual_tokens * shape.hidden)
+    if method == "prefix":
+        return int(cfg.virtual_tokens * 2 * shape.layers * shape.keys)
+    found = shape.lora(cfg.lora.rank, cfg.lora.targets)
+    magnitudes = shape.layers * sum(shape.linears()[name][1] for name in cfg.lora.targets)
+    return found + (magnitudes if method == "dora" else 0)
+
+
+def passes(cfg: Any, rows: float) -> float:
+    """Passes over `rows`, which max_steps may cut short."""
+    return float(cfg.epochs if cfg.max_steps is None else min(cfg.epochs, cfg.max_steps * cfg.global_batch / rows))
+
+
+def longest(run: Run, cfg: Any) -> int:
+    return int(min(cfg.max_length, run.data.longest))
+
+
+def paired(run: Run, cfg: Any) -> float:
+    """Tokens of both answers, prompts included, of all pairs in all passes."""
+    pairs = run.data.preferences * run.settings.preferences.pairs_per_prompt
+    return passes(cfg, pairs) * 2 * pairs * run.data.tokens
+
+
+def trained(run: Run, stage: str, job: Job, tokens: float, operations: float, sampling: float = 0) -> Estimate:
+    """Of `tokens` that take `operations` each, shared by all devices, and `sampling` seconds."""
+    rate = run.rate(run.settings[stage].precision)
+    return Estimate(
+        stage=stage,
+        memory=memory.of(job, 1e9 * run.device.process_gb, run.device.slack),
+        devices=job.devices,
+        tokens=round(tokens),
+        seconds=run.startup + tokens * operations / rate.flops / job.devices + sampling,
+        offloaded=memory.offloaded(job),
+    )
+
+
+def sampled(run: Run, stage: str, prompts: int, answers: int, answer: float) -> Estimate:
+    """`answers` of `answer` tokens by vLLM on one device, which holds weights, its cache and the logits of a step."""
+    precision = DTYPES[run.settings[stage.partition("@")[0]].dtype]
+    width = memory.WIDTHS[precision]
+    job = Job(run.shape, rows=1, length=1, stored=width, width=width, trainable=0)
+    scores = memory.FP32 * min(vllm.SEQUENCES, answers) * run.shape.vocabulary
+    rate = run.rate(precision)
+    spent = flops.sampled(job, prompts, run.data.tokens, answers, answer, vllm.SEQUENCES, rate)
+    held = {
+        "weights": memory.weights(job),
+        "KV cache": run.served,
+        "logits": scores,
+        "process": 1e9 * run.device.serve_gb,
+    }
+    tokens = round(prompts * run.data.tokens + answers * answer)
+    return Estimate(stage, held, 1, tokens, run.startup + spent, served=run.served)
+
+
+STAGES: dict[str, Callable[[Run], Estimate]] = {
+    "sft": sft,
+    "preferences": preferences,
+    "dpo": dpo,
+    "kto": kto,
+    "orpo": orpo,
+    "reward": reward,
+    "ppo": ppo,
+    "grpo": grpo,
+}

@@ -1,0 +1,70 @@
+"""Which training stages run, from which model each starts, what is evaluated, and what is released: group `recipe`."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from temper import params
+
+OTHERS = ("variants", "release")
+
+
+@dataclass
+class Recipe:
+    """A stage's list holds the model that it starts from, or nothing where it does not run."""
+
+    sft: list[str]
+    preferences: list[str]
+    dpo: list[str]
+    kto: list[str]
+    orpo: list[str]
+    reward: list[str]
+    ppo: list[str]
+    grpo: list[str]
+    variants: list[str]
+    """Evaluated, in this order; the first is what the others are compared with."""
+    release: str
+    """Quantized, measured, described by the card."""
+
+    def stages(self) -> list[str]:
+        """The training stages that run, in the order of the graph."""
+        return [name for name in STAGES if getattr(self, name)]
+
+    def chain(self) -> list[str]:
+        """The models from the base to the release: base, sft, dpo."""
+        models = [self.release]
+        while starts := getattr(self, models[0], None):
+            models.insert(0, str(starts[0]))
+        return models
+
+
+STAGES = tuple(field.name for field in fields(Recipe) if field.name not in OTHERS)
+MODELS = tuple(name for name in STAGES if name not in ("preferences", "reward"))
+
+
+def load(path: Path = params.PARAMS) -> Recipe:
+    """The section `recipe`; exits naming the key when a model is asked for that nothing makes."""
+    recipe = params.load("recipe", Recipe, path)
+    made = {"base", *(name for name in MODELS if getattr(recipe, name))}
+    for name in STAGES:
+        starts = getattr(recipe, name)
+        if len(starts) > 1:
+            raise SystemExit(f"{path}: recipe.{name} is {starts}: a stage starts from one model: correct conf/recipe")
+        if unmade := [start for start in starts if start not in made or start == name]:
+            raise SystemExit(_unmade(path, name, unmade[0], made))
+    for key, asked in (("variants", recipe.variants), ("release", [recipe.release])):
+        if unmade := [name for name in asked if name not in made]:
+            raise SystemExit(_unmade(path, key, unmade[0], made))
+    if recipe.ppo and not recipe.reward:
+        raise SystemExit(f"{path}: recipe.ppo needs a reward model: set recipe.reward in conf/recipe")
+    readers = [name for name in ("dpo", "kto", "orpo", "reward") if getattr(recipe, name)]
+    if readers and not recipe.preferences:
+        raise SystemExit(f"{path}: recipe.{readers[0]} needs pairs: set recipe.preferences in conf/recipe")
+    if not recipe.variants or recipe.release not in recipe.variants:
+        raise SystemExit(
+            f"{path}: recipe.release is {recipe.release}, which recipe.variants lacks: correct conf/recipe"
+        )
+    return recipe
+
+
+def _unmade(path: Path, key: str, name: str, made: set[str]) -> str:
+    return f"{path}: recipe.{key} names '{name}', which this recipe does not make ({', '.join(sorted(made))}): correct conf/recipe"

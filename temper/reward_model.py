@@ -1,0 +1,163 @@
+"""A Bradley–Terry reward model: TRL trains a score on top of a policy from pairs, and held-out pairs say how good it is."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from temper import base_model, intervals, preference_trainers, trl
+from temper.preference_trainers import SIDES, Pair
+from temper.trl import Config, Log
+
+METHODS = ("lora", "full")
+CURVES = {"train_accuracy": "accuracy", "train_margin": "margin"}
+
+
+def render(cfg: Any, start: Path, processes: int) -> Config:
+    """What RewardConfig, and LoraConfig where the method is lora, take for section `reward`."""
+    if cfg.method not in METHODS:
+        raise SystemExit(f"reward.method is '{cfg.method}', expected {' or '.join(METHODS)}: correct it in conf/reward")
+    own = {"max_length": cfg.max_length, "center_rewards_coefficient": cfg.center}
+    return {
+        "stage": "reward",
+        "builder": "temper.reward_model:trainer",
+        "settings": "trl:RewardConfig",
+        "model": str(start),
+        "preferences": "data/preferences.jsonl",
+        "held_out": cfg.held_out,
+        "end_of_turn": cfg.end_of_turn,
+        "attention": cfg.attention,
+        "trainer": trl.arguments(cfg, processes, "reward") | own,
+        "lora": trl.lora(cfg.lora) if cfg.method == "lora" else None,
+    }
+
+
+def divided(pairs: Sequence[Pair], share: float, seed: int, place: str) -> tuple[list[Pair], list[Pair]]:
+    """(pairs to train on, held-out pairs): a share of the prompts, all pairs of a prompt on one side."""
+    prompts = sorted({_prompt(pair) for pair in pairs})
+    if len(prompts) < 2:
+        raise SystemExit(
+            f"{place}: pairs of one prompt, where a reward model needs two, one of them held out: raise preferences.samples "
+            "or give more data"
+        )
+    count = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    held = set(random.Random(seed).sample(prompts, count))
+    return [pair for pair in pairs if _prompt(pair) not in held], [pair for pair in pairs if _prompt(pair) in held]
+
+
+def trainer(run: Config) -> Any:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import set_seed
+    from trl import RewardTrainer
+
+    arguments, tokenizer = trl.settings(run), padded(trl.tokenizer(run["model"]), run["end_of_turn"])
+    # Without an adapter it is the weights themselves that small steps must not vanish in.
+    dtype = torch.bfloat16 if arguments.bf16 and run["lora"] else torch.float32
+    # The Trainer seeds too late: the score is drawn while the model is being loaded.
+    set_seed(arguments.seed)
+    model = classifier(run["model"], dtype, run["attention"])
+    pairs = preference_trainers.pairs(Path(run["preferences"]), "reward", 1)
+    parts = divided(pairs, run["held_out"], arguments.seed, run["preferences"])
+    # That no held-out pair fits would otherwise come out after the training.
+    rows, _ = (encoded(part, tokenizer, arguments.max_length) for part in parts)
+    made = RewardTrainer(
+        model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=run["lora"] and LoraConfig(task_type="SEQ_CLS", **run["lora"]),
+    )
+    for weight in made.model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(torch.float32)  # the score's too, which PEFT leaves as the model has it
+    return made
+
+
+def classifier(folder: str | Path, dtype: Any, attention: str = "sdpa") -> Any:
+    """A model with one score in the place of its vocabulary, which is drawn anew where `folder` has none."""
+    from transformers import AutoModelForSequenceClassification
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+    with suppress_seqcls_warning():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=dtype, attn_implementation=attention
+        )
+    model.generation_config = None  # which base_model.save looks for in any model
+    return model
+
+
+def padded(tokenizer: Any, end_of_turn: str | None) -> Any:
+    """The tokenizer with its end of turn as EOS, and padding that is another token: a score is read at the last token before it."""
+    tokenizer.eos_token = end_of_turn or tokenizer.eos_token
+    if tokenizer.pad_token in (None, tokenizer.eos_token):
+        added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
+        free = [token for token, _ in added if token not in (tokenizer.eos_token, tokenizer.bos_token)]
+        unnamed = [token for token in free if token not in tokenizer.chat_template]
+        if not unnamed:
+            raise SystemExit(
+                "reward: the tokenizer has no special token to pad with but those of its chats: add a pad_token"
+            )
+        tokenizer.pad_token = unnamed[0]
+    return tokenizer
+
+
+def encoded(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> list[dict[str, list[int]]]:
+    """Token ids of the prompt with each answer, up to the end of its turn, of the pairs that fit."""
+    rendered = [preference_trainers.texts(pair, tokenizer) for pair in pairs]
+    kept = preference_trainers.fitting(preference_trainers.lengths(rendered, tokenizer), limit, "reward", "left out")
+    return [
+        {f"{side}_ids": _ids(tokenizer, rendered[number]["prompt"] + rendered[number][side]) for side in SIDES}
+        for number in kept
+    ]
+
+
+def write(config: Config, trained: Path, adapter: Path, target: Path) -> None:
+    """The trained model as a bf16 folder: its start with `adapter` merged in float32, or what the trainer left as it is."""
+    import torch
+    from peft import PeftModel
+
+    model = classifier(config["model"] if config["lora"] else trained, torch.float32)
+    if config["lora"]:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    tokenizer = padded(trl.tokenizer(config["model"]), config["end_of_turn"])
+    model.config.pad_token_id = tokenizer.pad_token_id
+    base_model.save(model, tokenizer, target)
+
+
+def margins(folder: Path, pairs: Sequence[Pair], limit: int, batch: int) -> list[float]:
+    """The reward of the chosen answer less that of the rejected one, of each pair that fits, by the model in `folder`."""
+    import torch
+
+    tokenizer = trl.tokenizer(str(folder))
+    tokenizer.padding_side = "right"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = classifier(folder, torch.float32).to(device).eval()
+    rows = encoded(pairs, tokenizer, limit)
+    found: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            ids = [row[f"{side}_ids"] for side in SIDES for row in part]
+            scores = model(**tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)).logits.squeeze(-1)
+            chosen, rejected = scores.chunk(2)
+            found += (chosen - rejected).tolist()
+    return found
+
+
+def measured(margins: Sequence[float], log: Log, confidence: float, seed: int) -> dict[str, float]:
+    """Accuracy and margin on held-out pairs with their intervals, and on the last tenth of the steps."""
+    accuracy = intervals.rate("accuracy", [margin > 0 for margin in margins], confidence)
+    margin = intervals.mean("margin", margins, confidence, seed)
+    return accuracy | margin | trl.last_tenth(log, CURVES) | {"held_out": len(margins)}
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _prompt(pair: Pair) -> str:
+    return json.dumps(pair["prompt"], sort_keys=True)

@@ -1,0 +1,151 @@
+"""What came out of an ablation: a table, a picture and a verdict for each comparison, and every figure flat."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from temper import crossed, figures
+from temper.crossed import Interval, Scores
+from temper.study import Comparison, Study
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of an arm made and took."""
+
+    scores: dict[str, float]
+    """Of the test rows, by id."""
+    seconds: float
+    """Of all trainings of the chain, sampling of pairs included."""
+    peak_gb: float
+    """Of the training that takes most."""
+    machine: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An outcome a seed, in the order of the study's seeds; one of the base model, which has none."""
+
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def scores(self) -> Scores:
+        return np.array([[one.scores[row] for row in sorted(one.scores)] for one in self.outcomes])
+
+    @property
+    def seconds(self) -> float:
+        return fmean(one.seconds for one in self.outcomes)
+
+    @property
+    def peak_gb(self) -> float:
+        return max(one.peak_gb for one in self.outcomes)
+
+    @property
+    def cost(self) -> str:
+        return f"{self.seconds / 60:.1f} min, {self.peak_gb:.1f} GB" if self.seconds else "no training"
+
+
+Arms = Mapping[str, Arm]
+
+
+def require_same_rows(arms: Arms) -> None:
+    if len({frozenset(one.scores) for arm in arms.values() for one in arm.outcomes}) > 1:
+        raise SystemExit("ablation: the arms were not scored on the same test rows: an override changes the data")
+
+
+def rate(arm: Arm, confidence: float) -> Interval:
+    return crossed.rate(arm.scores, confidence)
+
+
+def gap(arm: Arm, baseline: Arm, confidence: float) -> Interval:
+    """How far `arm` is above `baseline`."""
+    return crossed.difference(arm.scores, baseline.scores, confidence)
+
+
+def present(comparison: Comparison, arms: Arms) -> list[str]:
+    """The arms of a comparison that have results; none without its baseline."""
+    return [name for name in comparison.arms if name in arms] if comparison.baseline in arms else []
+
+
+def verdict(names: Sequence[str], arms: Arms, confidence: float) -> str:
+    """Which arm is first, by how much over the second, and at what cost."""
+    first, second, *_ = sorted(names, key=lambda name: -rate(arms[name], confidence).value)
+    ahead = gap(arms[first], arms[second], confidence)
+    clear = "clear" if ahead.is_clear else "not clear"
+    costs = " against ".join(arms[name].cost for name in (first, second))
+    return f"**{first}** is first, {points(ahead)} points over {second}: {clear} ({costs})."
+
+
+def markdown(study: Study, arms: Arms, command: str) -> str:
+    """reports/ablation.md, its pictures beside it."""
+    parts = [f"# Ablation\n\n`{command}`\n", *(section(name, study, arms) for name in study.comparisons)]
+    seeds, rows = max(arm.scores.shape for arm in arms.values())
+    about = (
+        f"{study.measure} on {rows} test rows, {seeds} seeds of every training; {study.confidence:.0%} intervals over seeds "
+        "and rows (two-way random effects, Searle, Casella and McCulloch 1992; Satterthwaite's degrees of freedom), differences "
+        "paired by seed and row, not corrected for the number of arms. Time is of all trainings of a chain, memory of the largest. "
+        f"Measured on {machines(arms)}.\n"
+    )
+    return "\n".join([*filter(None, parts), about])
+
+
+def section(title: str, study: Study, arms: Arms) -> str:
+    """Table, verdict and picture of a comparison; empty with fewer than two arms to compare."""
+    comparison = study.comparisons[title]
+    if len(names := present(comparison, arms)) < 2:
+        return ""
+    baseline = arms[comparison.baseline]
+    lines = [
+        f"| {name} | {percent(rate(arms[name], study.confidence))} "
+        f"| {'' if name == comparison.baseline else points(gap(arms[name], baseline, study.confidence))} "
+        f"| {arms[name].cost} | {len(arms[name].outcomes)} |"
+        for name in names
+    ]
+    head = f"| arm | {study.measure} | points over {comparison.baseline} | training | runs |\n|---|---|---|---|---|"
+    text = verdict(names, arms, study.confidence)
+    return "\n".join([f"## {title}\n", head, *lines, "", text, "", f"![{title}]({picture_name(title)})", ""])
+
+
+def picture(names: Sequence[str], study: Study, arms: Arms) -> str:
+    """An SVG: a bar an arm, with its interval."""
+    found = {name: rate(arms[name], study.confidence) for name in names}
+    bars = {name: (one.value, one.low, one.high) for name, one in found.items()}
+    return figures.scores({f"{study.measure}, {study.confidence:.0%} interval": bars})
+
+
+def picture_name(title: str) -> str:
+    return f"ablation-{re.sub(r'[^a-z0-9]+', '-', title.lower())}.svg"
+
+
+def values(study: Study, arms: Arms) -> dict[str, Any]:
+    """`<arm>_<measure>` and `<arm>_over_<baseline>` with `_low` and `_high`, cost and number of runs."""
+    found: dict[str, Any] = {}
+    for name, arm in arms.items():
+        found |= spread(f"{name}_{study.measure}", rate(arm, study.confidence))
+        found |= {f"{name}_runs": len(arm.outcomes), f"{name}_seconds": arm.seconds, f"{name}_peak_gb": arm.peak_gb}
+    for comparison in study.comparisons.values():
+        for name in present(comparison, arms):
+            if name != comparison.baseline:
+                key = f"{name}_over_{comparison.baseline}"
+                found |= spread(key, gap(arms[name], arms[comparison.baseline], study.confidence))
+    return found | {"rows": next(iter(arms.values())).scores.shape[1], "machine": machines(arms)}
+
+
+def machines(arms: Arms) -> str:
+    return "; ".join(sorted({one.machine for arm in arms.values() for one in arm.outcomes}))
+
+
+def spread(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def percent(interval: Interval) -> str:
+    return f"{interval.value:.1%} ({interval.low:.1%} to {interval.high:.1%})"
+
+
+def points(interval: Interval) -> str:
+    return f"{100 * interval.value:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"

@@ -1,0 +1,239 @@
+"""The study that `make ablation` runs: its arms differ in training alone, share what is equal, and are told apart honestly."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from commands import ablation
+from temper import crossed, metrics, params, standings, study
+from temper.standings import Arm, Outcome
+from temper.study import BASE, Comparison, Study
+
+DATA = ("base", "ingest", "dedup", "quality", "pii", "split", "contamination", "mix", "audit", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def settings() -> DictConfig:
+    return ablation.tree([])
+
+
+@pytest.fixture(scope="module")
+def plan(settings: DictConfig) -> Study:
+    return params.fitted(settings, "ablation", Study, "conf/")
+
+
+@pytest.fixture(scope="module")
+def chosen(settings: DictConfig, plan: Study) -> list[study.Experiment]:
+    return list(ablation.planned(plan, list(plan.arms), plan.seeds, settings, []))
+
+
+def test_the_study_has_what_was_asked_over_three_seeds(plan: Study) -> None:
+    assert len(plan.seeds) >= 3
+    assert {"sft", "sft-dpo", "sft-grpo", "orpo", "full", "rank-4", "rank-8", "rank-32"} <= plan.arms.keys()
+    assert len([name for name in plan.arms if name.startswith("beta")]) >= 3
+
+
+def test_arms_and_seeds_change_training_alone(chosen: list[study.Experiment]) -> None:
+    """Every experiment has the same data, the same test rows and the same evaluation, and a seed of its own in each training."""
+    composed = {one.name: ablation.tree(one.overrides) for one in chosen if one.seed != chosen[0].seed}
+    assert len({one.name for one in chosen}) == len(chosen)
+    for section in DATA:
+        assert len({OmegaConf.to_yaml(found[section]) for found in composed.values()}) == 1, section
+    for one in chosen:
+        if one.name in composed:
+            assert {composed[one.name][stage].seed for stage in one.recipe.stages()} == {one.seed}
+
+
+def test_equal_trainings_are_counted_once(chosen: list[study.Experiment]) -> None:
+    first = [one for one in chosen if one.seed == chosen[0].seed]
+    sft = [run for one in first for run in one.runs if run.stage == "sft"]
+    assert (len(sft), len(set(sft))) == (10, 5)  # four ranks and full; DPO, GRPO and the betas start from the same one
+    assert (
+        len({run for one in first for run in one.runs if run.stage == "preferences"}) == 2
+    )  # of SFT and, for ORPO, of the base
+    assert len({run for one in first for run in one.runs if run.stage == "dpo"}) == 4
+
+
+def test_time_goes_by_the_last_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(study, "TIMING", tmp_path)
+    metrics.write(tmp_path / "training/sft.json", {"seconds": 600})
+    metrics.write(tmp_path / "evaluate/base.json", {"seconds": 90})
+    metrics.write(tmp_path / "evaluate/sft.json", {"seconds": 110})
+    recorded = DictConfig({"sft": {"epochs": 2}})
+    wanted = [study.Run("sft", 1.0, ()), study.Run("evaluate", 1.0, ()), study.Run("grpo", 2.0, ())]
+    assert study.seconds(wanted, recorded) == (300 + 100 + 600, ["grpo"])
+
+
+def test_a_comparison_of_an_unknown_arm_is_one_line(plan: Study) -> None:
+    with pytest.raises(SystemExit, match=r"^ablation\.comparisons: x names 'sfd', which ablation\.arms lacks$"):
+        Study(**vars(plan) | {"comparisons": {"x": Comparison("sft", ["sft", "sfd"])}})
+    with pytest.raises(SystemExit, match=r"^--only: no arm 'sfd': choose of sft, "):
+        plan.only(["sfd"])
+
+
+def test_intervals_cover_what_varies_by_seed_and_by_row() -> None:
+    """Drawn from the model itself, with as few seeds as the study has; rows alone as the sample would cover far too little."""
+    draw = np.random.default_rng(0)
+    covered = by_rows = 0
+    for _ in range(400):
+        seeds, rows = draw.normal(0, 0.04, (3, 1)), draw.normal(0, 0.3, (1, 150))
+        scores = np.clip(0.5 + seeds + rows + draw.normal(0, 0.2, (3, 150)), -9, 9)
+        found = crossed.difference(scores, np.zeros((1, 150)), 0.95)
+        alone = crossed.difference(scores[:1], np.zeros((1, 150)), 0.95)
+        covered += found.low < 0.5 < found.high
+        by_rows += alone.low < 0.5 < alone.high
+    assert 0.93 < covered / 400 <= 1
+    assert by_rows / 400 < 0.85
+
+
+def test_where_no_row_differs_the_interval_does_not_vanish() -> None:
+    none = crossed.rate(np.zeros((3, 167)), 0.95)
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(0.0225, abs=1e-3)  # Wilson of 0 in 167
+
+
+def test_one_run_is_judged_by_its_rows() -> None:
+    scores = np.array([[1.0, 0.0] * 50])
+    found = crossed.rate(scores, 0.95)
+    assert (found.low, found.high) == pytest.approx((0.5 - 0.0997, 0.5 + 0.0997), abs=1e-3)  # t of 99, s = 0.5025
+
+
+def arm(shares: list[float], seconds: float = 60.0, rows: int = 200) -> Arm:
+    """With so much of the rows right, the first ones, for each seed."""
+    made = [{str(row): float(row < share * rows) for row in range(rows)} for share in shares]
+    return Arm(tuple(Outcome(scores, seconds, 8.0, "a machine") for scores in made))
+
+
+ARMS = {
+    BASE: Arm((Outcome({str(row): 0.0 for row in range(200)}, 0.0, 0.0, "a machine"),)),
+    "sft": arm([0.50, 0.51, 0.49]),
+    "sft-dpo": arm([0.70, 0.71, 0.69], seconds=120.0),
+    "orpo": arm([0.69, 0.71, 0.71]),
+}
+
+
+@pytest.fixture(scope="module")
+def reported(plan: Study) -> str:
+    return standings.markdown(plan, ARMS, "the command")
+
+
+def test_the_report_says_who_wins_by_how_much_and_at_what_cost(plan: Study, reported: str) -> None:
+    assert "| sft | 50.0% (" in reported
+    assert re.search(
+        r"\| sft-dpo \| 70\.0% \(.*\) \| \+20\.0 \(\+\d.* to \+\d.*\) \| 2\.0 min, 8\.0 GB \| 3 \|", reported
+    )
+    assert re.search(
+        r"\*\*orpo\*\* is first, \+0\.3 points over sft-dpo: not clear|\+0\.3 \(-.*\) points over sft-dpo: not clear",
+        reported,
+    )
+    assert "| base | 0.0% (0.0% to 1.9%) | -50.0 (" in reported
+    assert "no training" in reported
+    assert "rank of LoRA" not in reported  # none of its arms has run but one
+    values = standings.values(plan, ARMS)
+    assert values["sft-dpo_over_sft_low"] > 0.1
+    assert (values["sft-dpo_seconds"], values["sft_runs"], values["rows"]) == (120.0, 3, 200)
+
+
+def test_a_picture_has_a_bar_an_arm(plan: Study) -> None:
+    svg = standings.picture(["base", "sft", "orpo"], plan, ARMS)
+    assert all(f">{name}<" in svg for name in ("base", "sft", "orpo"))
+
+
+def test_arms_of_other_rows_are_not_compared() -> None:
+    with pytest.raises(SystemExit, match="not scored on the same test rows"):
+        standings.require_same_rows(ARMS | {"orpo": arm([0.5], rows=100)})
+
+
+STAND_IN = '''
+"""Write the outs of the stage named by argv as a function of its deps and params."""
+import hashlib, json, random, sys
+from pathlib import Path
+from omegaconf import OmegaConf
+from temper import graph
+
+stage = next(stage for stage in graph.stages() if stage.name == sys.argv[1])
+params = OmegaConf.load("params.yaml")
+files = [file for dep in stage.deps for file in (sorted(Path(dep).rglob("*")) if Path(dep).is_dir() else [Path(dep)])]
+content = [file.read_bytes() for file in files if file.is_file() and file.suffix != ".py"]
+content += [repr(OmegaConf.select(params, section)).encode() for section in stage.params]
+digest = hashlib.sha256(b"|".join(content)).hexdigest()
+draw = random.Random(digest)
+for out in map(Path, stage.outs):
+    if not out.suffix:
+        out.mkdir(parents=True)
+        names = ["model.safetensors", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
+        names += [f"{name}.jsonl" for name in ("train", "validation", "test", "preferences")]
+        for name in names:
+            (out / name).write_text(digest)
+        continue
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": row, "exact": draw.random() < 0.5} for row in range(40)]
+    samples = out.parts[:2] == ("data", "evaluate") and out.suffix == ".jsonl"
+    timing = {"seconds": 60.0, "peak_memory_gb": 8.0, "hardware": "a machine"}
+    out.write_text("".join(json.dumps(row) + "\\n" for row in rows) if samples else json.dumps(timing))
+with open(Path(__file__).parent / "ran.log", "a") as log:
+    log.write(sys.argv[1] + "\\n")
+'''
+
+
+def stand_in_tree(tools: Path, clone_to: Callable[[Path], Path]) -> tuple[Path, Path]:
+    """A committed clone whose stages do stand-in work under the real DVC, and the log of what ran."""
+    root = tools / "tree"
+    clone_to(root)
+    (tools / "stand_in.py").write_text(STAND_IN)
+    pipeline = root / "dvc.yaml"
+    command = re.compile(r"cmd: .*-m scripts\.(\w+)(?: (\$\{item\.\w+\}))?.*$", re.MULTILINE)
+    pipeline.write_text(command.sub(lambda found: stand_in(tools, *found.groups()), pipeline.read_text()))
+    (root / "dvc.lock").unlink(missing_ok=True)
+    for line in (["add", "--all"], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "stand-ins"]):
+        subprocess.run(["git", *line], cwd=root, check=True)
+    return root, tools / "ran.log"
+
+
+@pytest.mark.slow
+def test_arms_share_their_stages_and_a_second_call_runs_nothing(
+    tmp_path: Path, clone_to: Callable[[Path], Path]
+) -> None:
+    root, log = stand_in_tree(tmp_path, clone_to)
+    said = ablate(root, "--only", "sft,sft-dpo", "--seeds", "1,2")
+    ran = Counter(log.read_text().split())
+    assert (ran["ingest"], ran["evaluate@base"]) == (1, 1)
+    assert (ran["sft@base"], ran["dpo@sft"], ran["evaluate@sft"], ran["evaluate@dpo"]) == (2, 2, 2, 2)
+    assert "card" not in ran
+    assert "| sft-dpo |" in said and "| base |" in said
+    values = metrics.read(root / "reports/ablation.json")
+    assert (values["sft-dpo_runs"], values["rows"], values["sft-dpo_seconds"], values["sft_seconds"]) == (
+        2,
+        40,
+        180,
+        60,
+    )
+    assert "<svg" in (root / "reports/ablation-methods.svg").read_text()
+
+    log.unlink()
+    assert "4 of which have results; 0 runs of stages to go" in ablate(root, "--only", "sft,sft-dpo", "--seeds", "1,2")
+    assert not log.exists()
+    (root / "conf/sft/lora.yaml").write_text((root / "conf/sft/lora.yaml").read_text() + "# edited\n")
+    assert "conf/sft/lora.yaml is edited: commit or stash it" in ablate(root, "--only", "sft", status=1)
+
+
+def stand_in(tools: Path, script: str, item: str | None) -> str:
+    return f"cmd: {sys.executable} {tools / 'stand_in.py'} {script}{f'@{item}' if item else ''}"
+
+
+def ablate(root: Path, *arguments: str, status: int = 0) -> str:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "commands.ablation", *arguments]
+    result = subprocess.run(
+        command, cwd=root, env=environment | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == status, result.stdout + result.stderr
+    return result.stdout + result.stderr

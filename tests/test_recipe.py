@@ -1,0 +1,63 @@
+"""A recipe says which training stages run; one that cannot run is refused before anything does."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from commands import check
+from commands.compose import composed
+from temper import graph, recipe
+
+RECIPES = sorted(file.stem for file in Path("conf/recipe").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_gives_a_graph_whose_release_is_made_and_evaluated(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in ("dvc.yaml",):
+        (tmp_path / file).write_text(Path(file).read_text())
+    (tmp_path / "params.yaml").write_text(composed([f"recipe={name}"]))
+    monkeypatch.chdir(tmp_path)
+    found, stages = recipe.load(), graph.stages()
+    outs = {out for stage in stages for out in stage.outs}
+    assert {stage.script for stage in stages} & set(recipe.STAGES) == set(found.stages())
+    assert {f"models/{model}" for model in found.variants} <= outs
+    assert found.chain()[0] == "base"
+    assert found.chain()[-1] == found.release
+    read = {dep for stage in stages for dep in stage.deps if dep.startswith(("models/", "data/pref"))}
+    made = {dep for dep in read if any(dep == out or dep.startswith(f"{out}/") for out in outs)}
+    assert read == made
+
+
+WRONG = {
+    "release=grpo": "recipe.release names 'grpo', which this recipe does not make",
+    "variants=[base,kto]": "recipe.variants names 'kto'",
+    "variants=[base]": "recipe.release is dpo, which recipe.variants lacks",
+    "dpo=[kto]": "recipe.dpo names 'kto'",
+    "dpo=[dpo]": "recipe.dpo names 'dpo'",
+    "dpo=[base,sft]": "a stage starts from one model",
+    "preferences=[]": "recipe.dpo needs pairs",
+    "ppo=[sft]": "recipe.ppo needs a reward model",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_recipe_that_cannot_run_is_refused_in_one_line(override: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(composed([f"recipe.{override}"]))
+    with pytest.raises(SystemExit) as error:
+        recipe.load(tmp_path / "params.yaml")
+    assert WRONG[override] in str(error.value)
+    assert "conf/recipe" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_stage_that_is_switched_off_names_the_recipes_that_have_it() -> None:
+    check.running("dpo")
+    with pytest.raises(SystemExit, match=r"^kto is no part of this recipe .*recipe=sft-kto`$"):
+        check.running("kto")
+
+
+def test_params_has_the_default_recipe() -> None:
+    assert OmegaConf.load("params.yaml").recipe == OmegaConf.create(composed([])).recipe
