@@ -58,7 +58,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "bf16_labelled_logits": {"precision": "bf16", "labelled": True},
 }
-TOGETHER = {"fp32_together": {"labelled": True}, "bf16_together": {"precision": "bf16", "labelled": True}}
+KEPT = ("labelled_logits", "bf16_labelled_logits")  # what stage `sft` does with hardware=cpu and cpu-bf16
 # Never give memory back to the kernel, which has to clear each page that it lends again. glibc maps what is over 32 MB by itself.
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "67108864"}
 BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -140,12 +140,12 @@ def cpu(arguments: argparse.Namespace) -> Values:
         contenders |= {
             name: partial(steps, place, arguments, {name: {}}, set_) for name, set_ in environments().items()
         }
-        contenders["together"] = partial(steps, place, arguments, TOGETHER, KEPT_MEMORY)
         found = in_turn(contenders, arguments.repeats)
     rates = {name: median(runs, "tokens_per_second") for name, runs in found.items()}
     times = {f"cpu_{name}_times_default": rate / rates["default"] for name, rate in rates.items() if name != "default"}
     losses = {f"cpu_{name}_loss": runs[0]["loss"] for name, runs in found.items()}
-    return spreads("cpu", found) | times | losses | {"cpu_times_default": rates["bf16_together"] / rates["default"]}
+    kept = {"cpu_fp32_times_default": KEPT[0], "cpu_times_default": KEPT[1]}
+    return spreads("cpu", found) | times | losses | {key: rates[name] / rates["default"] for key, name in kept.items()}
 
 
 def grpo(arguments: argparse.Namespace) -> Values:

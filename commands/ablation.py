@@ -3,10 +3,11 @@
     python -m commands.ablation [--only ARM,…] [--seeds N,…] [--dry-run | --report | --show] [override …]
 
 The study is the section `ablation` (conf/ablation); overrides are those of `dvc exp run -S` (hardware=gpu8 model=llama3.1-8b) and
-hold for every arm. Experiments run one after another, each up to its evaluations, and stages that they share run once. A run
-that is repeated goes on: what has results at this commit is not run again.
+hold for every arm. Experiments run one after another, each up to its evaluations, and stages that they share run once. What one
+came to is kept in reports/ablation/ as soon as it ends, with a digest of what it follows from: code, raw data, settings. A run that
+is repeated goes on, in another clone too where these files are committed: what is kept and of the same digest is not run again.
 
-Writes reports/ablation.{json,md} and reports/ablation-*.svg.
+Writes reports/ablation/<experiment>.json, reports/ablation.{json,md} and reports/ablation-*.svg.
 """
 
 import argparse
@@ -14,20 +15,22 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from commands import experiments
 from commands.compose import composed
-from temper import metrics, params, standings, study
+from temper import graph, metrics, params, standings, study
 from temper.recipe import Recipe
-from temper.standings import Arm, Outcome
+from temper.standings import Arm, Outcome, Record
 from temper.study import BASE, Experiment, Study
 
-# What an experiment follows from besides its overrides: edited, one of the same name would be another.
-SOURCES = ("conf", "scripts", "temper", "requirements", "dvc.yaml")
+# DVC takes edits along into an experiment, and untracked files not; what is kept is known by what git has of these.
+SOURCES = ("conf", "scripts", "temper", "requirements", "raw", "dvc.yaml")
 REPORTS = Path("reports")
 SCALES = ("model.name", "hardware.name", "hardware.precision")  # what a time tells nothing about another of
 
@@ -38,13 +41,14 @@ def main(arguments: list[str]) -> None:
         return experiments.main()
     settings = tree(options.overrides)
     plan = params.fitted(settings, "ablation", Study, "conf/")
-    chosen = list(planned(plan, plan.only(options.only), options.seeds or plan.seeds, settings, options.overrides))
     refuse_edits()
-    done = finished()
+    chosen = list(planned(plan, plan.only(options.only), options.seeds or plan.seeds, settings, options.overrides))
+    done = finished(chosen)
     print(*outline(chosen, done, settings), sep="\n", flush=True)
     if options.dry_run:
         return None
-    failed = [] if options.report else [one.name for one in chosen if one.name not in done and not ran(one)]
+    waiting = [] if options.report else [one for one in chosen if one.name not in done]
+    failed = [one.name for one in waiting if not kept(one, plan.measure)]
     report(plan, chosen, " ".join(["python -m commands.ablation", *arguments]))
     if failed:
         raise SystemExit(
@@ -58,7 +62,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="arms, with commas between")
     parser.add_argument("--seeds", type=_numbers, help="instead of the study's, with commas between")
     parser.add_argument("--dry-run", action="store_true", help="print the experiments and how long they take")
-    parser.add_argument("--report", action="store_true", help="run nothing: report what has results")
+    parser.add_argument("--report", action="store_true", help="run nothing: report what reports/ablation/ keeps")
     parser.add_argument("--show", action="store_true", help="every experiment side by side, whatever made it")
     parser.add_argument("overrides", nargs="*", help="of conf/, such as hardware=gpu8")
     return parser.parse_args(arguments)
@@ -76,36 +80,49 @@ def planned(
     changes = {arm: [*scale, *plan.arms[arm], *overrides] for arm in arms}
     composed_by = {arm: tree(changes[arm]) for arm in arms}
     recipes = {arm: params.fitted(composed_by[arm], "recipe", Recipe, "conf/") for arm in arms}
+    defined = graph.definitions()
+    held = hashes(defined)
     for seed in seeds:
         for arm in arms:
             seeding = study.seeding(plan, recipes[arm], seed)
             seeded = DictConfig(OmegaConf.merge(composed_by[arm], OmegaConf.from_dotlist(seeding)))
-            yield Experiment(arm, seed, (*changes[arm], *seeding), recipes[arm], study.runs(recipes[arm], seeded))
+            runs = study.runs(recipes[arm], seeded)
+            identity = study.identity(recipes[arm], seeded, plan.measure, defined, held)
+            yield Experiment(arm, seed, (*changes[arm], *seeding), recipes[arm], runs, identity)
 
 
 def refuse_edits() -> None:
-    """Exit when an experiment would be of something else than the commit that it is kept under."""
-    command = ["git", "status", "--porcelain", "--", *SOURCES]
-    edited = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    if edited:
-        raise SystemExit(f"ablation compares runs of one commit, and {edited[0][3:]} is edited: commit or stash it")
+    """Exit when an experiment would be of something else than what is committed."""
+    if edited := git("status", "--porcelain", "--", *SOURCES).splitlines():
+        raise SystemExit(f"ablation runs what is committed, and {edited[0][3:]} is edited: commit or stash it")
 
 
-def finished() -> dict[str, str]:
-    """Experiments of this commit that have results: name → commit."""
-    from dvc.repo import Repo
+def hashes(defined: Iterable[graph.Stage], commit: str = "HEAD") -> dict[str, str]:
+    """Git's hashes of the deps that `commit` has, by path; a folder's is of all that is in it."""
+    deps = sorted({dep for stage in defined for dep in stage.deps})
+    entries = (entry.split("\t") for entry in git("ls-tree", "-z", commit, "--", *deps).split("\0") if entry)
+    return {path: about.split()[2] for about, path in entries}
 
-    with Repo() as repo:
-        return {name: commit for found in repo.experiments.ls().values() for name, commit in found}
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def outline(chosen: Sequence[Experiment], done: dict[str, str], settings: DictConfig) -> Iterator[str]:
+def finished(chosen: Iterable[Experiment]) -> dict[str, Record]:
+    """What is kept of the experiments and follows from what they follow from now, by name."""
+    found = ((one, standings.read(one.journal)) for one in chosen if one.journal.is_file())
+    return {one.name: record for one, record in found if record.identity == one.identity}
+
+
+def outline(chosen: Sequence[Experiment], done: dict[str, Record], settings: DictConfig) -> Iterator[str]:
     """What is to run and how long it takes, by the timing of the last run."""
     waiting = [one for one in chosen if one.name not in done]
-    made = {run for one in chosen if one.name in done for run in one.runs}
-    needed = {run for one in waiting for run in one.runs} - made
+    here = commits()  # what another clone made is not in the run cache of this one
+    had = {run for one in chosen if one.name in done and one.name in here for run in one.runs}
+    needed = {run for one in waiting for run in one.runs} - had
     yield f"{len(chosen)} experiments, {len(chosen) - len(waiting)} of which have results; {len(needed)} runs of stages to go"
-    yield from (f"  {one.name}: {' '.join(one.overrides)}" for one in waiting)
+    for one in waiting:
+        yield f"  {one.name}: {' '.join(one.overrides)}{' (made by other code)' if one.journal.is_file() else ''}"
     recorded = params.tree()
     same = all(OmegaConf.select(recorded, key) == OmegaConf.select(settings, key) for key in SCALES)
     if not same or not (study.TIMING / "training/sft.json").is_file():
@@ -114,6 +131,37 @@ def outline(chosen: Sequence[Experiment], done: dict[str, str], settings: DictCo
         seconds, untimed = study.seconds(needed, recorded)
         note = f", {' and '.join(untimed)} counted as SFT, for want of a run" if untimed else ""
         yield f"about {seconds / 3600:.1f} hours by reports/timing{note}"
+
+
+def commits() -> dict[str, list[str]]:
+    """The experiments that DVC has in this clone: name → commits, one for each commit that it was run from."""
+    from dvc.repo import Repo
+
+    found = defaultdict(list)
+    with Repo() as repo:
+        for name, commit in chain.from_iterable(repo.experiments.ls(all_commits=True).values()):
+            found[name].append(commit)
+    return found
+
+
+def kept(one: Experiment, measure: str) -> bool:
+    """Keep what an experiment came to, running it unless DVC has it of a call that was killed; whether that succeeded."""
+    found = made(one, measure)
+    if not found and ran(one) and not (found := made(one, measure)):
+        print(f"{one.name}: not kept: what it follows from was edited after this call began", flush=True)
+    if found:
+        standings.write(one.journal, found)
+    return bool(found)
+
+
+def made(one: Experiment, measure: str) -> Record | None:
+    """What DVC has of an experiment in this clone, run from whatever commit, if it follows from the same."""
+    defined = graph.definitions()
+    for commit in commits()[one.name]:
+        settings = DictConfig(OmegaConf.create(git("show", f"{commit}:{params.PARAMS}")))
+        if study.identity(one.recipe, settings, measure, defined, hashes(defined, commit)) == one.identity:
+            return gathered(one, commit, measure)
+    return None
 
 
 def ran(one: Experiment) -> bool:
@@ -130,9 +178,29 @@ def ran(one: Experiment) -> bool:
     return not status
 
 
+def gathered(one: Experiment, commit: str, measure: str) -> Record:
+    """What the experiment at `commit` came to; the base model, which it did not train, without the cost of training."""
+    trained = {BASE: [], one.recipe.release: one.recipe.stages()}
+    outcomes = {model: outcome(commit, model, stages, measure) for model, stages in trained.items()}
+    return Record(one.identity, list(one.overrides), outcomes)
+
+
+def outcome(commit: str, model: str, stages: Sequence[str], measure: str) -> Outcome:
+    """Of `model`, from its samples and from the timing of its evaluation and of the trainings `stages`, whenever they ran."""
+    from dvc.api import DVCFileSystem
+
+    files = DVCFileSystem(rev=commit)
+    samples = map(json.loads, files.read_bytes(f"data/evaluate/{model}.jsonl").splitlines())
+    timed = {stage: f"training/{stage}" for stage in stages} | {"evaluate": f"evaluate/{model}"}
+    return standings.outcome(
+        {str(one["id"]): float(one[measure]) for one in samples},
+        {stage: json.loads(files.read_bytes(f"reports/timing/{name}.json")) for stage, name in timed.items()},
+    )
+
+
 def report(plan: Study, chosen: Sequence[Experiment], command: str) -> None:
     """Write what the arms with results for every seed came to, and print it."""
-    arms = collected(plan, chosen)
+    arms = collected(chosen)
     standings.require_same_rows(arms)
     metrics.write(REPORTS / "ablation.json", standings.values(plan, arms) | {"command": command})
     text = standings.markdown(plan, arms, command)
@@ -143,38 +211,18 @@ def report(plan: Study, chosen: Sequence[Experiment], command: str) -> None:
     print(text)
 
 
-def collected(plan: Study, chosen: Sequence[Experiment]) -> dict[str, Arm]:
+def collected(chosen: Sequence[Experiment]) -> dict[str, Arm]:
     """Arms that have results for every seed, and the base model."""
-    done = finished()
-    ready = {arm: [one for one in chosen if one.arm == arm] for arm in dict.fromkeys(one.arm for one in chosen)}
-    ready = {arm: made for arm, made in ready.items() if all(one.name in done for one in made)}
+    done = finished(chosen)
+    by_arm = {arm: [one for one in chosen if one.arm == arm] for arm in dict.fromkeys(one.arm for one in chosen)}
+    ready = {arm: every for arm, every in by_arm.items() if all(one.name in done for one in every)}
     if not ready:
         raise SystemExit("ablation: no arm has results for every seed yet: run it without --report")
-    arms = {
-        arm: Arm(tuple(outcome(done[one.name], one.recipe.release, one.recipe, plan.measure) for one in made))
-        for arm, made in ready.items()
-    }
     first = next(iter(ready.values()))[0]
-    return {BASE: Arm((outcome(done[first.name], BASE, None, plan.measure),)), **arms}
-
-
-def outcome(commit: str, variant: str, made: Recipe | None, measure: str) -> Outcome:
-    """What the experiment at `commit` came to, from its samples and timing; of a model that it did not train, without cost."""
-    from dvc.api import DVCFileSystem
-
-    files = DVCFileSystem(rev=commit)
-    samples = [json.loads(line) for line in files.read_text(f"data/evaluate/{variant}.jsonl").splitlines()]
-    evaluated = json.loads(files.read_text(f"reports/timing/evaluate/{variant}.json"))
-    took = {
-        stage: json.loads(files.read_text(f"reports/timing/training/{stage}.json"))
-        for stage in (made.stages() if made else [])
+    arms = {
+        arm: Arm(tuple(done[one.name].outcomes[one.recipe.release] for one in every)) for arm, every in ready.items()
     }
-    return Outcome(
-        scores={str(one["id"]): float(one[measure]) for one in samples},
-        seconds=sum(one["seconds"] for one in took.values()),
-        peak_gb=max((one["peak_memory_gb"] for stage, one in took.items() if stage != "preferences"), default=0.0),
-        machine=evaluated["hardware"],
-    )
+    return {BASE: Arm((done[first.name].outcomes[BASE],)), **arms}
 
 
 def _numbers(text: str) -> list[int]:

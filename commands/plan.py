@@ -144,7 +144,7 @@ def assumptions(run: Run, found: list[Estimate]) -> list[str]:
         f"shape of the model {run.source}",
         f"{run.rate(machine.precision).flops / 1e12:.3g} TFLOPS a device: {device.mfu:.0%} of its peak in {machine.precision}",
         f"${device.price:.2f} an hour and device; data stages, downloads and retries not counted",
-        f"{device.process_gb:g} GB a device for libraries and context; {device.slack:.0%} on top of activations and logits",
+        f"{device.process_gb:g} GB a device for libraries and context; {device.slack:.0%} on top of activations",
         *([f"{offloaded:.0f} GB of the machine's memory for what is offloaded"] if offloaded else []),
     ]
 

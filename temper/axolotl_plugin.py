@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainerCallback
 
-from temper import halves, hardware, health, stage, training
+from temper import halves, hardware, health, labelled_logits, stage, training
 from temper.axolotl import SOFT
 
 
@@ -44,11 +44,17 @@ class Plugin(BasePlugin):
         config = virtual_tokens(cfg.adapter, cfg.virtual_tokens)
         return get_peft_model(model, config), config
 
+    def post_model_load(self, cfg: Any, model: Any) -> None:
+        # A GPU is fast at logits, and code compiled for it wants the same shape at each step.
+        if not hardware.found().gpus:
+            labelled_logits.narrow(model)
+
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         # Unfiltered, a loss that is not a number shows in the log instead of as the mean of its neighbours.
         arguments: dict[str, Any] = {"logging_nan_inf_filter": False}
-        if cfg.resume_from_checkpoint:
-            # The run that is resumed evaluated at its start; once more would add a row to the curve.
+        if cfg.resume_from_checkpoint or sharded_weights(cfg.deepspeed):
+            # The run that is resumed evaluated at its start; once more would add a row to the curve. And until the first
+            # forward pass of a training step, nothing gathers the weights that ZeRO-3 has sharded.
             arguments["eval_on_start"] = False
         return arguments | ({} if hardware.found().gpus else {"use_cpu": True})
 
@@ -57,6 +63,11 @@ class Plugin(BasePlugin):
         health.watch(trainer, "sft")
         order_by_epoch(trainer, cfg.seed)
         return [Halves(cfg.seed)] if cfg.half_fine_tuning else []
+
+
+def sharded_weights(deepspeed: str | None) -> bool:
+    """Whether DeepSpeed's configuration, by its path, is of a stage that shards the weights themselves."""
+    return bool(deepspeed) and json.loads(Path(str(deepspeed)).read_text())["zero_optimization"]["stage"] == 3
 
 
 def virtual_tokens(method: str, count: int) -> Any:

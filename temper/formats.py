@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from temper import html_text, tool_calls
+from temper import html_text, record, tool_calls
 from temper.record import BadRow
 from temper.records import Row
 
@@ -49,6 +49,8 @@ def converted(row: Row, name: str, refusal: str) -> Row:
     named: Row = {"category": category} if isinstance(category, str) and category else {}
     if isinstance(row.get("provenance"), dict):
         named["provenance"] = row["provenance"]
+    if record.has_tests(row):
+        named |= {key: row[key] for key in record.TESTS}
     content = named | form.convert(row)
     if content.get("answerable") is False and _is_blank(content["messages"][-1]["content"]):
         content["messages"][-1]["content"] = refusal

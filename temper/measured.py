@@ -210,7 +210,7 @@ def _train(values: Values) -> Iterator[Line]:
     if "hand_times" in values:
         yield Line("SFT beside Axolotl by hand", "the same YAML and rows", f"{values['hand_times']:.2f}×", "0.98×")
     if "cpu_times_default" in values:
-        exact = f"{values['cpu_fp32_together_times_default']:.2f}× in fp32"
+        exact = f"{values['cpu_fp32_times_default']:.2f}× in fp32"
         found = f"{values['cpu_times_default']:.2f}× with bf16, {exact}"
         yield Line("SFT on this CPU beside fp32 as PyTorch starts", "the default job's rows", found, "1.3×")
     if "grpo_times_peer" in values:

@@ -12,13 +12,16 @@ from temper.model_shape import Shape
 FP32, BF16 = 4, 2
 WIDTHS = {"fp32": FP32, "bf16": BF16, "fp8": BF16}
 """Bytes by precision: fp8 multiplies, and keeps what it multiplies in bf16."""
-NF4 = (4 + 0.127) / 8  # bytes a weight: 4 bits and 8/64 + 32/(64·256) of constants
+NF4 = 4 / 8  # bytes a weight
+CONSTANTS = 0.127 / 8  # beside them: 8 bits for 64 weights and 32 for 64·256
 ADAPTER = FP32  # PEFT keeps adapters in float32 over weights of any kind
-# Of one logit at the loss's peak: the log-softmax, its gradient and the gradient of the logits, each float32.
-LOGIT = 3 * FP32
-# Layers whose sharded weights are whole at a time: the one in use and the one fetched ahead.
-GATHERED = 2
-BUCKETS = 2 * 5e8  # gradients on their way in DeepSpeed: two buffers (overlap_comm) of its reduce_bucket_size
+# Of all logits in the backward pass of a cross-entropy: the log-softmax, its gradient and the gradient of the logits; where
+# log-probabilities of answers are taken (selective_log_softmax), the gradients of rows, of all of them, and of what was gathered.
+COPIES = 3.0
+# Sharded weights that are whole at a time: in FSDP two layers, the one in use and the one fetched ahead; in DeepSpeed as many
+# elements as its stage3_max_live_parameters and stage3_max_reuse_distance allow.
+GATHERED, LIVE = 2, 1e9
+BUCKET = 5e8  # elements of a buffer of gradients on their way: DeepSpeed's reduce_bucket_size
 MATERIALIZING = ("eager",)  # attention kernels that write the matrix of scores
 
 
@@ -44,6 +47,8 @@ class Job:
     checkpointing: bool = False
     spilled: bool = False
     """Whether what checkpointing keeps lies in the machine's memory."""
+    own_input: int = 0
+    """Bytes of each element that each adapter keeps of its input for itself: a copy that autocast made, or dropout and its mask."""
     attention: str = "sdpa"
     sharder: str | None = None
     """deepspeed or fsdp, which keep float32 copies of bf16 weights."""
@@ -54,6 +59,8 @@ class Job:
     devices: int = 1
     scored: float = 1.0
     """Share of the positions whose logits are computed: 0 for a reward model."""
+    copies: float = COPIES
+    """Of these logits in float32, when they are most."""
     beside: float = 0.0
     """Other whole models on the device (reference, reward), in policies."""
     cache: float = 0.0
@@ -71,18 +78,20 @@ class Job:
 def of(job: Job, process: float, slack: float) -> dict[str, float]:
     """Peak bytes on a device by what holds them.
 
-    `process` bytes are its libraries' and context's; the allocator takes the share `slack` of what comes and goes on top.
+    `process` bytes are its libraries' and context's; the allocator takes the share `slack` of activations on top. Logits are
+    so large that they have pages of their own.
     """
-    passing = activations(job) + logits(job)
+    shardable = 0 if job.offloaded and job.level == 3 else weights(job) - constants(job)
+    passing, scores = transient(job)
     return {
-        "weights": 0 if job.offloaded and job.level == 3 else weights(job) / job.shards(3),
+        "weights": shardable / job.shards(3) + constants(job),
         "gathered": gathered(job),
         "adapter": ADAPTER * job.trainable if job.adapter else 0,
         "gradients": gradients(job),
         "optimizer": 0 if job.offloaded else moments(job) / job.shards(1),
         "other models": job.beside * job.stored * job.shape.parameters(),
-        "activations": activations(job),
-        "logits": logits(job),
+        "activations": passing,
+        "logits": scores,
         "KV cache": job.cache,
         "process": process + slack * passing,
     }
@@ -97,23 +106,31 @@ def offloaded(job: Job) -> float:
 def weights(job: Job) -> float:
     """Bytes of the policy: NF4 holds the linear maps of layers; embeddings, head and norms stay in bf16."""
     if job.adapter == "qlora":
-        return NF4 * job.shape.linear() + BF16 * (job.shape.parameters() - job.shape.linear())
+        return NF4 * job.shape.linear() + BF16 * job.shape.rest() + constants(job)
     return float(job.stored * job.shape.parameters())
 
 
+def constants(job: Job) -> float:
+    """Bytes of NF4's constants, which are no parameters, so that nothing shards them."""
+    return CONSTANTS * job.shape.linear() if job.adapter == "qlora" else 0.0
+
+
 def gathered(job: Job) -> float:
-    """Bytes of what is made whole from shards, or bf16 from NF4, to be multiplied with."""
-    layer = job.shape.linear() / job.shape.layers
-    whole = GATHERED * layer * (NF4 if job.adapter == "qlora" else job.stored) if job.level == 3 else 0
+    """Bytes of what is made whole from shards, or bf16 from NF4, to be multiplied with.
+
+    What belongs to no layer (embeddings, head) FSDP makes whole for the length of a pass.
+    """
+    maps, rest = job.shape.linear() * (NF4 if job.adapter == "qlora" else job.width), job.shape.rest() * job.width
+    whole = GATHERED * maps / job.shape.layers + rest if job.sharder == "fsdp" else min(LIVE * job.width, maps + rest)
     largest = max(inputs * outputs for inputs, outputs in job.shape.linears().values())
-    return whole + (BF16 * largest if job.adapter == "qlora" else 0)
+    return (whole if job.level == 3 else 0) + (BF16 * largest if job.adapter == "qlora" else 0)
 
 
 def gradients(job: Job) -> float:
-    """Bytes of gradients, and of the buffers in which DDP or DeepSpeed sends them."""
+    """Bytes of gradients, and of the buffers in which DDP or DeepSpeed sends them: of ZeRO-1 and 2 two (overlap_comm), of 3 one."""
     own = (ADAPTER if job.adapter else job.stored) * job.trainable
     if job.sharder == "deepspeed":
-        return own / job.shards(2) + BUCKETS * job.width
+        return own / job.shards(2) + BUCKET * job.width * (1 if job.level == 3 else 2)
     return own * 2 if job.devices > 1 and not job.sharder else own / job.shards(2)
 
 
@@ -126,10 +143,18 @@ def moments(job: Job) -> float:
     return (3.0 * FP32 if job.sharder else 2.0 * BF16) * job.trainable
 
 
+def transient(job: Job) -> tuple[float, float]:
+    """Bytes of (activations, logits) when they are most together: at the loss, or in a layer's backward pass, the logits gone."""
+    # Of the residual stream and both halves of the MLP.
+    gradients = job.tokens * (job.shape.hidden + 2 * job.shape.intermediate) * job.width
+    backward = gradients + (layer(job) if job.checkpointing else 0)
+    return (activations(job) + backward, 0.0) if backward > logits(job) else (activations(job), logits(job))
+
+
 def activations(job: Job) -> float:
-    """Bytes kept for the backward pass; with checkpointing the inputs of layers, and one layer in full while it is redone."""
+    """Bytes kept from the forward pass to the backward pass: all that layers keep, or with checkpointing their inputs alone."""
     if job.checkpointing:
-        return (0 if job.spilled else kept(job)) + layer(job)
+        return 0.0 if job.spilled else kept(job)
     return job.shape.layers * layer(job)
 
 
@@ -141,17 +166,20 @@ def kept(job: Job) -> float:
 def layer(job: Job) -> float:
     """Bytes that one layer keeps.
 
-    A norm keeps its input in float32 and its output (with trained weights also what they multiply); attention its queries, its
-    keys and values repeated to as many heads, and its output; the MLP both halves, the gate's SiLU and their product.
+    A norm keeps its input in float32 (with trained weights also what they multiply); attention its queries, its keys and values
+    repeated to as many heads, and its output; the MLP both halves and the gate's SiLU. Linear maps keep what they are given:
+    the norms' outputs and the MLP's product, unless each adapter keeps its own.
     """
     shape, width = job.shape, job.width
-    norms = shape.norms * shape.hidden * (FP32 + width * (1 if job.adapter else 2))
+    norms = shape.norms * shape.hidden * (FP32 + (0 if job.adapter else width))
     if shape.normed_heads:
         norms += (shape.queries + shape.keys) * (FP32 + width)
     attention = 4 * shape.queries * width
     scores = shape.heads * job.length * (FP32 + width) if job.attention in MATERIALIZING else 0
-    return job.tokens * (norms + attention + scores + 4 * shape.intermediate * width)
+    shared = (2 * shape.hidden + shape.intermediate) * width
+    inputs = job.own_input * sum(inputs for inputs, _ in shape.linears().values()) if job.own_input else shared
+    return job.tokens * (norms + attention + scores + 3 * shape.intermediate * width + inputs)
 
 
 def logits(job: Job) -> float:
-    return LOGIT * job.scored * job.tokens * job.shape.vocabulary
+    return FP32 * job.copies * job.scored * job.tokens * job.shape.vocabulary

@@ -62,6 +62,10 @@ class Shape:
         """Weights of all linear maps of all layers: what QLoRA quantizes, and what a token is multiplied with."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.linears().values())
 
+    def rest(self) -> int:
+        """Parameters beside them: embedding, head, norms, biases."""
+        return self.parameters() - self.linear()
+
     def embedding(self) -> int:
         return self.vocabulary * self.hidden
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from temper import flops, hardware, memory, model_shape, params, recipe, sharding, vllm
+from temper import axolotl, flops, hardware, memory, model_shape, params, recipe, sharding, vllm
 from temper.flops import Rate
 from temper.memory import Job
 from temper.model_shape import Shape
@@ -18,6 +18,7 @@ REPORTS, LOCK, BASE = Path("reports"), Path("dvc.lock"), Path("models/base/confi
 GIB = 2**30
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 PPO_PROCESSES = 1  # TRL's trainer takes no more
+ENTROPY_ROWS = 128  # of logits, whose entropy TRL takes at a time: entropy_from_logits
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Device:
     serve_gb: float
     """As process_gb, of vLLM with what asks it."""
     slack: float
-    """Share of activations and logits that the allocator takes on top."""
+    """Share of activations that the allocator takes on top."""
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Assumed:
     preferences: int
     test: int
     tokens: int
+    answer: int
     longest: int
 
 
@@ -69,8 +71,15 @@ class Data:
     preferences: int
     test: int
     tokens: float
+    answer: float
+    """Of the tokens, those that are trained on."""
     longest: int
     source: str
+
+    @property
+    def prompt(self) -> int:
+        """The longest, if its row has an answer like any other."""
+        return round(self.longest - self.answer)
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,7 @@ def data(settings: DictConfig, assumed: Assumed) -> Data:
         preferences=mix["kept_preferences"],
         test=mix["kept_test"],
         tokens=audit["tokens"] / audit["written"],
+        answer=audit["tokens_trained"] / audit["written"],
         longest=audit["tokens_max"],
         source="counted: reports/audit.json",
     )
@@ -200,7 +210,7 @@ def estimates(run: Run) -> Iterator[Estimate]:
 def sft(run: Run) -> Estimate:
     cfg = run.settings.sft
     length = cfg.sequence_length if cfg.packing else min(cfg.sequence_length, run.data.longest)
-    job = training(run, cfg, cfg.method, rows=cfg.micro_batch, length=length)
+    job = training(run, cfg, cfg.method, rows=cfg.micro_batch, length=length, scored=labelled(run, cfg))
     rows = run.data.train * run.data.tokens / length if cfg.packing else run.data.train
     return trained(run, "sft", job, passes(cfg, rows) * run.data.train * run.data.tokens, flops.trained(job))
 
@@ -221,21 +231,38 @@ def dpo(run: Run) -> Estimate:
     """Both answers in one pass; the reference is the policy without its adapter, a forward pass more."""
     cfg = run.settings.dpo
     job = training(run, cfg, "lora", rows=2 * cfg.micro_batch, length=longest(run, cfg))
+    if cfg.sft_weight:
+        job = with_cross_entropy(job)
     again = flops.forward(job.shape, job.length) if cfg.reference else 0
-    return trained(run, "dpo", job, paired(run, cfg), flops.trained(job) + again)
+    held = compared(job) if cfg.reference else job
+    return trained(run, "dpo", held, paired(run, cfg), flops.trained(job) + again)
 
 
 def kto(run: Run) -> Estimate:
     """Beside each answer a mismatched one, for the KL: policy and reference read both, and the policy learns from the first."""
     cfg = run.settings.kto
-    job = training(run, cfg, "lora", rows=cfg.micro_batch, length=longest(run, cfg))
+    job = compared(training(run, cfg, "lora", rows=cfg.micro_batch, length=longest(run, cfg)))
     return trained(run, "kto", job, paired(run, cfg), flops.trained(job) + 3 * flops.forward(job.shape, job.length))
 
 
 def orpo(run: Run) -> Estimate:
     cfg = run.settings.orpo
-    job = training(run, cfg, "lora", rows=2 * cfg.micro_batch, length=longest(run, cfg))
+    job = with_cross_entropy(training(run, cfg, "lora", rows=2 * cfg.micro_batch, length=longest(run, cfg)))
     return trained(run, "orpo", job, paired(run, cfg), flops.trained(job))
+
+
+def compared(job: Job) -> Job:
+    """DPO's and KTO's pass, which holds most while TRL takes the entropy.
+
+    Beside all activations there are three copies, the policy's logits, the reference's, and the former without the last position,
+    and for some rows at a time the log-softmax, its exponential, and the product of both.
+    """
+    return replace(job, copies=job.copies + 3 * min(1, ENTROPY_ROWS / job.tokens))
+
+
+def with_cross_entropy(job: Job) -> Job:
+    """Beside log-probabilities of pairs the cross-entropy of chosen answers, of whose logits it keeps the softmax."""
+    return replace(job, copies=job.copies + 0.5)
 
 
 def reward(run: Run) -> Estimate:
@@ -247,7 +274,7 @@ def reward(run: Run) -> Estimate:
 def ppo(run: Run) -> Estimate:
     """Policy and value model in one pass, over one copy of the reward model beside the policy; answers sampled in between."""
     cfg = run.settings.ppo
-    length = min(cfg.max_length, run.data.longest + cfg.max_tokens)
+    length = min(cfg.max_length, run.data.prompt + cfg.max_tokens)
     keys = cfg.rollout_batch * length * run.shape.kv_bytes(memory.WIDTHS[cfg.precision])
     scores = memory.FP32 * cfg.global_batch * cfg.max_tokens * run.shape.vocabulary
     job = training(run, cfg, "lora", rows=2 * cfg.micro_batch, length=length, scored=0.5)
@@ -267,7 +294,7 @@ def ppo(run: Run) -> Estimate:
 def grpo(run: Run) -> Estimate:
     """Logits of answers alone; a server that samples has weights and a cache of its own on the first device."""
     cfg = run.settings.grpo
-    length = run.data.longest + cfg.max_tokens
+    length = run.data.prompt + cfg.max_tokens
     job = training(run, cfg, "lora", rows=cfg.micro_batch, length=length, scored=cfg.max_tokens / length)
     served = run.served if cfg.rollouts in ("vllm", "vllm-colocate") else 0
     own = cfg.micro_batch * length * run.shape.kv_bytes(job.width) if cfg.rollouts == "transformers" else 0
@@ -301,6 +328,7 @@ def training(run: Run, cfg: Any, method: str, rows: int, length: int, scored: fl
         eight_bit="8bit" in cfg.get("optimizer", ""),
         checkpointing=cfg.get("gradient_checkpointing", cfg.hardware != "cpu") and method != "prefix",
         spilled=cfg.get("offload_activations", False),
+        own_input=own_input(cfg, width, sharded=bool(zero or fsdp)) if adapter and method not in axolotl.SOFT else 0,
         attention=cfg.attention,
         sharder="deepspeed" if zero else "fsdp" if fsdp else None,
         level=sharding.ZERO[zero] if zero else 3 if fsdp else 0,
@@ -308,6 +336,18 @@ def training(run: Run, cfg: Any, method: str, rows: int, length: int, scored: fl
         devices=run.processes,
         scored=scored,
     )
+
+
+def own_input(cfg: Any, width: int, *, sharded: bool) -> int:
+    """Bytes of an element of its input that each adapter keeps for itself.
+
+    Autocast copies it to bf16, since the adapter is in float32, unless FSDP or DeepSpeed hand that out in bf16 too; dropout makes
+    another tensor of it, and keeps a mask: of bytes on a GPU, of float32 factors on a CPU.
+    """
+    dropped = cfg.lora.dropout > 0
+    copied = dropped or (width < memory.ADAPTER and not sharded)
+    mask = memory.FP32 if cfg.hardware == "cpu" else 1
+    return (width if copied else 0) + (mask if dropped else 0)
 
 
 def trainable(shape: Shape, cfg: Any, method: str) -> int:
@@ -328,8 +368,17 @@ def passes(cfg: Any, rows: float) -> float:
     return float(cfg.epochs if cfg.max_steps is None else min(cfg.epochs, cfg.max_steps * cfg.global_batch / rows))
 
 
+def labelled(run: Run, cfg: Any) -> float:
+    """Share of the positions that SFT computes logits of: on a CPU those where a row has a label (temper/labelled_logits.py)."""
+    if cfg.hardware != "cpu" or cfg.method in axolotl.SOFT:
+        return 1.0
+    return float(1 - (1 - run.data.answer / run.data.tokens) ** cfg.micro_batch)
+
+
 def longest(run: Run, cfg: Any) -> int:
-    return int(min(cfg.max_length, run.data.longest))
+    """Tokens of a prompt and an answer of the data, or one that was sampled to it."""
+    sampled = run.data.prompt + run.settings.preferences.max_tokens
+    return int(min(cfg.max_length, max(run.data.longest, sampled)))
 
 
 def paired(run: Run, cfg: Any) -> float:

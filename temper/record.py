@@ -21,6 +21,8 @@ TOO_NESTED = f"nested more than {MAX_NESTING} deep"
 # A NUL character, as JSON escapes it: after an even number of backslashes.
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 PARTS: dict[str, type] = {"properties": dict, "required": list, "enum": list, "items": dict}
+# Of a chat that asks for a function: Python that defines check(function), and the function's name (HumanEval's keys).
+TESTS = ("test", "entry_point")
 ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
@@ -120,6 +122,11 @@ def checked_tools(tools: Any) -> list[dict[str, Any]]:
     return [{"name": tool["name"], "parameters": _schema(tool.get("parameters"), tool["name"])} for tool in tools]
 
 
+def has_tests(row: Row) -> bool:
+    """Whether a program that answers can be run against tests of the row's own."""
+    return all(isinstance(row.get(key), str) for key in TESTS) and row["entry_point"].isidentifier()
+
+
 def tool_names(row: Row) -> tuple[str, ...]:
     return tuple(sorted(tool["name"] for tool in row.get("tools", [])))
 
@@ -167,6 +174,8 @@ def _call(row: Row) -> Row:
 
 def _chat(row: Row) -> Row:
     content = {"kind": "chat", "messages": _messages(row.get("messages")), "tools": []}
+    if has_tests(row):
+        content |= {key: row[key] for key in TESTS}
     return content | ({"answerable": row["answerable"]} if "answerable" in row else {})
 
 

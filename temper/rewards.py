@@ -42,7 +42,7 @@ def task(row: Row) -> str | None:
     kind = record.kind(row)
     if kind == "call":
         return "call"
-    if "test" in row and "entry_point" in row:
+    if record.has_tests(row):
         return "code"
     return "arithmetic" if kind == "chat" and _result(row) is not None else None
 

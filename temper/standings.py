@@ -1,29 +1,56 @@
-"""What came out of an ablation: a table, a picture and a verdict for each comparison, and every figure flat."""
+"""What came out of an ablation, kept and compared: a table, a picture and a verdict for each comparison, and every figure flat."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from temper import crossed, figures
+from temper import crossed, figures, records
 from temper.crossed import Interval, Scores
 from temper.study import Comparison, Study
+
+UNTRAINED = ("preferences", "evaluate")  # stages whose memory is vLLM's, which takes what it is given
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of an arm made and took."""
+    """What a model of an experiment scored and took."""
 
-    scores: dict[str, float]
-    """Of the test rows, by id."""
-    seconds: float
-    """Of all trainings of the chain, sampling of pairs included."""
-    peak_gb: float
-    """Of the training that takes most."""
+    rows: str
+    """Digest of the test rows' ids."""
+    scores: list[float]
+    """Of the test rows, in the order of their ids."""
+    seconds: dict[str, float]
+    """By stage: all trainings of the chain, sampling of pairs included, and `evaluate`."""
+    peak_gb: dict[str, float]
+    """By stage."""
     machine: str
+
+    @property
+    def training_seconds(self) -> float:
+        return sum(taken for stage, taken in self.seconds.items() if stage != "evaluate")
+
+    @property
+    def training_peak_gb(self) -> float:
+        """Of the training that takes most."""
+        return max((taken for stage, taken in self.peak_gb.items() if stage not in UNTRAINED), default=0.0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an experiment came to, as its file in reports/ablation has it."""
+
+    identity: str
+    """Of what it follows from: study.identity."""
+    overrides: list[str]
+    outcomes: dict[str, Outcome]
+    """By model: the base and the release."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +61,15 @@ class Arm:
 
     @property
     def scores(self) -> Scores:
-        return np.array([[one.scores[row] for row in sorted(one.scores)] for one in self.outcomes])
+        return np.array([one.scores for one in self.outcomes])
 
     @property
     def seconds(self) -> float:
-        return fmean(one.seconds for one in self.outcomes)
+        return fmean(one.training_seconds for one in self.outcomes)
 
     @property
     def peak_gb(self) -> float:
-        return max(one.peak_gb for one in self.outcomes)
+        return max(one.training_peak_gb for one in self.outcomes)
 
     @property
     def cost(self) -> str:
@@ -52,8 +79,37 @@ class Arm:
 Arms = Mapping[str, Arm]
 
 
+def outcome(scores: Mapping[str, float], timing: Mapping[str, Mapping[str, Any]]) -> Outcome:
+    """Of scores by row id, and by stage what reports/timing has, `evaluate` included."""
+    rows = sorted(scores)
+    return Outcome(
+        rows=hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16],
+        scores=[scores[row] for row in rows],
+        seconds={stage: took["seconds"] for stage, took in timing.items()},
+        peak_gb={stage: took["peak_memory_gb"] for stage, took in timing.items()},
+        machine=timing["evaluate"]["hardware"],
+    )
+
+
+def write(file: Path, record: Record) -> None:
+    """Write `record` as one line; the file appears whole or not at all."""
+    records.write(file, [asdict(record)])
+
+
+def read(file: Path) -> Record:
+    """What `write` wrote; exits naming a file that is cut or has other keys."""
+    try:
+        found = json.loads(file.read_bytes())
+        outcomes = {model: Outcome(**found["outcomes"][model]) for model in found["outcomes"]}
+        return Record(**found | {"outcomes": outcomes})
+    except (ValueError, TypeError, LookupError) as error:
+        raise SystemExit(
+            f"{file}: cut or edited ({error}): restore it with git, or delete it and its experiment runs again"
+        ) from None
+
+
 def require_same_rows(arms: Arms) -> None:
-    if len({frozenset(one.scores) for arm in arms.values() for one in arm.outcomes}) > 1:
+    if len({one.rows for arm in arms.values() for one in arm.outcomes}) > 1:
         raise SystemExit("ablation: the arms were not scored on the same test rows: an override changes the data")
 
 

@@ -1,16 +1,19 @@
-"""The study of `make ablation`: which arms, over which seeds, what each costs, and which of them share a stage."""
+"""The study of `make ablation`: which arms, over which seeds, what each costs, which share a stage, and what each follows from."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import networkx as nx
 from omegaconf import DictConfig, OmegaConf
 
-from temper import metrics
-from temper.recipe import Recipe
+from temper import graph, metrics
+from temper.recipe import STAGES, Recipe
 
 BASE = "base"
+JOURNAL = Path("reports/ablation")
 TIMING = Path("reports/timing")
 
 
@@ -63,12 +66,18 @@ class Experiment:
     overrides: tuple[str, ...]
     recipe: Recipe
     runs: tuple[Run, ...]
+    identity: str
 
     @property
     def name(self) -> str:
         """Of the DVC experiment; other overrides have another name."""
         digest = hashlib.sha256("\n".join(self.overrides).encode()).hexdigest()[:6]
         return f"ablation-{self.arm}-{self.seed}-{digest}"
+
+    @property
+    def journal(self) -> Path:
+        """Keeps what it came to, so that git carries it to other clones."""
+        return JOURNAL / f"{self.name}.json"
 
     @property
     def targets(self) -> list[str]:
@@ -88,6 +97,36 @@ def runs(recipe: Recipe, settings: DictConfig) -> tuple[Run, ...]:
         read = (*read, OmegaConf.to_yaml(settings[stage]))
         found.append(Run(stage, _epochs(settings, stage), read))
     return (*found, Run("evaluate", 1.0, read), Run("evaluate", 1.0, ()))
+
+
+def stages(recipe: Recipe, defined: Sequence[graph.Stage]) -> list[graph.Stage]:
+    """Those of `defined` up to what `recipe` trains and to its evaluation, a matrix as its last item."""
+    off = set(STAGES) - set(recipe.stages())
+    last = {stage.name.partition("@")[0]: stage for stage in defined}
+    flow = nx.DiGraph(graph.edges([stage for name, stage in last.items() if name not in off]))
+    ends = {last[name].name for name in (*recipe.stages(), "evaluate")}
+    flow.add_nodes_from(ends)
+    needed = ends.union(*(nx.ancestors(flow, end) for end in ends))
+    return [stage for stage in last.values() if stage.name in needed]
+
+
+def identity(
+    recipe: Recipe, settings: DictConfig, measure: str, defined: Sequence[graph.Stage], held: Mapping[str, str]
+) -> str:
+    """Digest of what the result of an experiment follows from; whatever it leaves out may change.
+
+    That is: what is trained from what, what `measure` is taken, the sections that the stages of `recipe` track, and of the files
+    that they depend on those that git has, whose hashes `held` gives by path (code, locks of environments, raw data).
+    """
+    needed = stages(recipe, defined)
+    followed = {
+        "recipe": {name: getattr(recipe, name) for name in (*recipe.stages(), "release")},
+        "measure": measure,
+        "params": {key: OmegaConf.select(settings, key) for stage in needed for key in stage.params},
+        "files": {dep: held[dep] for stage in needed for dep in stage.deps if dep in held},
+    }
+    text = json.dumps(OmegaConf.to_container(OmegaConf.create(followed)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def seconds(wanted: Iterable[Run], recorded: DictConfig) -> tuple[float, list[str]]:

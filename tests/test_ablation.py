@@ -13,8 +13,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands import ablation
-from temper import crossed, metrics, params, standings, study
-from temper.standings import Arm, Outcome
+from temper import crossed, graph, metrics, params, standings, study
+from temper.standings import Arm, Outcome, Record
 from temper.study import BASE, Comparison, Study
 
 DATA = ("base", "ingest", "dedup", "quality", "pii", "split", "contamination", "mix", "audit", "evaluate")
@@ -35,13 +35,25 @@ def chosen(settings: DictConfig, plan: Study) -> list[study.Experiment]:
     return list(ablation.planned(plan, list(plan.arms), plan.seeds, settings, []))
 
 
+@pytest.fixture(scope="module")
+def defined() -> list[graph.Stage]:
+    return graph.definitions()
+
+
+@pytest.fixture(scope="module")
+def held(defined: list[graph.Stage]) -> dict[str, str]:
+    return ablation.hashes(defined)
+
+
 def test_the_study_has_what_was_asked_over_three_seeds(plan: Study) -> None:
     assert len(plan.seeds) >= 3
     assert {"sft", "sft-dpo", "sft-grpo", "orpo", "full", "rank-4", "rank-8", "rank-32"} <= plan.arms.keys()
     assert len([name for name in plan.arms if name.startswith("beta")]) >= 3
 
 
-def test_arms_and_seeds_change_training_alone(chosen: list[study.Experiment]) -> None:
+def test_arms_and_seeds_change_training_alone(
+    chosen: list[study.Experiment], plan: Study, defined: list[graph.Stage], held: dict[str, str]
+) -> None:
     """Every experiment has the same data, the same test rows and the same evaluation, and a seed of its own in each training."""
     composed = {one.name: ablation.tree(one.overrides) for one in chosen if one.seed != chosen[0].seed}
     assert len({one.name for one in chosen}) == len(chosen)
@@ -49,7 +61,10 @@ def test_arms_and_seeds_change_training_alone(chosen: list[study.Experiment]) ->
         assert len({OmegaConf.to_yaml(found[section]) for found in composed.values()}) == 1, section
     for one in chosen:
         if one.name in composed:
-            assert {composed[one.name][stage].seed for stage in one.recipe.stages()} == {one.seed}
+            settings = composed[one.name]
+            assert {settings[stage].seed for stage in one.recipe.stages()} == {one.seed}
+            # By the params.yaml that DVC composes, what it made is known as this experiment.
+            assert study.identity(one.recipe, settings, plan.measure, defined, held) == one.identity
 
 
 def test_equal_trainings_are_counted_once(chosen: list[study.Experiment]) -> None:
@@ -108,12 +123,19 @@ def test_one_run_is_judged_by_its_rows() -> None:
 
 def arm(shares: list[float], seconds: float = 60.0, rows: int = 200) -> Arm:
     """With so much of the rows right, the first ones, for each seed."""
-    made = [{str(row): float(row < share * rows) for row in range(rows)} for share in shares]
-    return Arm(tuple(Outcome(scores, seconds, 8.0, "a machine") for scores in made))
+    return Arm(tuple(outcome(share, rows, sft=seconds) for share in shares))
+
+
+def outcome(share: float, rows: int = 200, **seconds: float) -> Outcome:
+    timing = {
+        stage: {"seconds": taken, "peak_memory_gb": 8.0, "hardware": "a machine"}
+        for stage, taken in {**seconds, "evaluate": 30.0}.items()
+    }
+    return standings.outcome({str(row): float(row < share * rows) for row in range(rows)}, timing)
 
 
 ARMS = {
-    BASE: Arm((Outcome({str(row): 0.0 for row in range(200)}, 0.0, 0.0, "a machine"),)),
+    BASE: Arm((outcome(0.0),)),
     "sft": arm([0.50, 0.51, 0.49]),
     "sft-dpo": arm([0.70, 0.71, 0.69], seconds=120.0),
     "orpo": arm([0.69, 0.71, 0.71]),
@@ -152,6 +174,155 @@ def test_arms_of_other_rows_are_not_compared() -> None:
         standings.require_same_rows(ARMS | {"orpo": arm([0.5], rows=100)})
 
 
+def settled(one: study.Experiment) -> Record:
+    outcomes = {BASE: outcome(0.0), one.recipe.release: outcome(0.5, sft=60.0)}
+    return Record(one.identity, list(one.overrides), outcomes)
+
+
+def test_what_an_experiment_came_to_is_read_as_it_was_written(chosen: list[study.Experiment], tmp_path: Path) -> None:
+    record = settled(chosen[0])
+    standings.write(tmp_path / "one.json", record)
+    assert standings.read(tmp_path / "one.json") == record
+    assert (record.outcomes["sft"].training_seconds, record.outcomes[BASE].training_seconds) == (60.0, 0.0)
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:300], lambda _: "", lambda text: text.replace('"rows"', '"row"')])
+def test_a_cut_file_is_refused_in_one_line(
+    chosen: list[study.Experiment], tmp_path: Path, spoil: Callable[[str], str]
+) -> None:
+    file = tmp_path / "one.json"
+    standings.write(file, settled(chosen[0]))
+    file.write_text(spoil(file.read_text()))
+    with pytest.raises(SystemExit, match=rf"^{re.escape(str(file))}: cut or edited \(.*\): restore it .*runs again$"):
+        standings.read(file)
+
+
+def test_an_experiment_follows_from_the_stages_up_to_its_evaluations(
+    chosen: list[study.Experiment], defined: list[graph.Stage]
+) -> None:
+    """Whatever recipe params.yaml was composed for."""
+    found = {
+        one.arm: {stage.name.partition("@")[0] for stage in study.stages(one.recipe, defined)}
+        for one in chosen
+        if one.arm in ("sft", "sft-dpo", "sft-grpo", "orpo")
+    }
+    data = {"base", "ingest", "dedup", "quality", "pii", "split", "contamination", "mix", "general", "evaluate"}
+    assert found == {
+        "sft": data | {"audit", "sft"},
+        "sft-dpo": data | {"audit", "sft", "preferences", "dpo"},
+        "sft-grpo": data | {"audit", "sft", "grpo"},
+        "orpo": data | {"preferences", "orpo"},
+    }
+
+
+def test_no_stage_reads_what_is_kept_and_what_is_hashed_no_stage_makes(
+    defined: list[graph.Stage],
+) -> None:
+    deps = {dep for stage in defined for dep in stage.deps}
+    assert not any(study.JOURNAL.is_relative_to(dep) or Path(dep).is_relative_to(study.JOURNAL) for dep in deps)
+    # By the cards no model is evaluated, so no experiment follows from what they read.
+    before = [stage for stage in defined if stage.name not in ("card", "datacard")]
+    assert not ablation.hashes(before).keys() & {out for stage in defined for out in stage.outs}
+
+
+@pytest.mark.parametrize(
+    ("dep", "arms"),
+    [
+        ("temper/harness.py", {"sft", "sft-dpo"}),  # of evaluate
+        ("temper/tasks/call.yaml", {"sft", "sft-dpo"}),
+        ("requirements/train.txt", {"sft", "sft-dpo"}),
+        ("raw", {"sft", "sft-dpo"}),
+        ("temper/pairs.py", {"sft-dpo"}),  # of preferences
+        ("scripts/dpo.py", {"sft-dpo"}),
+        ("scripts/kto.py", set()),
+        ("temper/pages.py", set()),  # of card
+        ("README.md", set()),
+    ],
+)
+def test_an_edit_makes_other_experiments_of_those_that_depend_on_it(
+    chosen: list[study.Experiment],
+    settings: DictConfig,
+    defined: list[graph.Stage],
+    held: dict[str, str],
+    dep: str,
+    arms: set[str],
+) -> None:
+    recipes = {one.arm: one.recipe for one in chosen if one.arm in ("sft", "sft-dpo")}
+    for arm, recipe in recipes.items():
+        before, after = (study.identity(recipe, settings, "", defined, files) for files in (held, held | {dep: ""}))
+        assert (before != after) == (arm in arms)
+
+
+@pytest.mark.parametrize(
+    ("change", "arms"),
+    [
+        ("mix.seed=7", {"sft", "sft-dpo"}),
+        ("evaluate.max_tokens=7", {"sft", "sft-dpo"}),
+        ("dpo.beta=7", {"sft-dpo"}),
+        ("kto.beta=7", set()),
+        ("tracking=wandb", set()),
+        ("hardware.runtime.threads=1", set()),
+    ],
+)
+def test_a_setting_makes_other_experiments_of_those_whose_stages_track_it(
+    chosen: list[study.Experiment], settings: DictConfig, defined: list[graph.Stage], change: str, arms: set[str]
+) -> None:
+    changed = DictConfig(OmegaConf.merge(settings, OmegaConf.from_dotlist([change])))
+    recipes = {one.arm: one.recipe for one in chosen if one.arm in ("sft", "sft-dpo")}
+    for arm, recipe in recipes.items():
+        before, after = (study.identity(recipe, one, "", defined, {}) for one in (settings, changed))
+        assert (before != after) == (arm in arms)
+
+
+def test_a_study_goes_on_in_another_clone(
+    clone_to: Callable[[Path], Path],
+    plan: Study,
+    settings: DictConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With nothing but what git has, after commits that have nothing to do with it, until one that has."""
+    monkeypatch.chdir(clone_to(tmp_path / "tree"))
+    one, two = planned = list(ablation.planned(plan, ["sft-dpo"], [1, 2], settings, []))
+    standings.write(one.journal, settled(one))
+    commit(Path(), "one of two experiments")
+
+    monkeypatch.chdir(clone_of(tmp_path / "tree", tmp_path / "other"))
+    for file in ("CHANGELOG.md", "conf/dpo/sigmoid_norm.yaml", "temper/pages.py"):
+        Path(file).write_text(Path(file).read_text() + "# edited\n")
+    commit(Path(), "unrelated")
+    said = list(ablation.outline(planned, ablation.finished(planned), settings))
+    # What another clone trained is not in the run cache of this one: SFT, sampling, DPO and both evaluations.
+    assert said[0] == "2 experiments, 1 of which have results; 5 runs of stages to go"
+    assert said[1] == f"  {two.name}: {' '.join(two.overrides)}"
+    ablation.main(["--only", "sft-dpo", "--seeds", "1", "--report"])
+    assert "1 experiments, 1 of which have results" in capsys.readouterr().out
+    assert metrics.read("reports/ablation.json")["sft-dpo_runs"] == 1
+
+    Path("temper/pairs.py").write_text(Path("temper/pairs.py").read_text() + "# edited\n")
+    with pytest.raises(SystemExit, match=r"^ablation runs what is committed, and temper/pairs\.py is edited: commit"):
+        ablation.main(["--report"])
+    commit(Path(), "sampling")
+    planned = list(ablation.planned(plan, ["sft-dpo"], [1, 2], settings, []))
+    said = list(ablation.outline(planned, ablation.finished(planned), settings))
+    assert said[0].startswith("2 experiments, 0 of which have results")
+    assert said[1] == f"  {one.name}: {' '.join(one.overrides)} (made by other code)"
+    with pytest.raises(SystemExit, match="no arm has results for every seed yet"):
+        ablation.collected(planned)
+
+
+def commit(root: Path, message: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    for line in (["add", "--all"], [*identity, "commit", "--quiet", "--message", message]):
+        subprocess.run(["git", *line], cwd=root, check=True)
+
+
+def clone_of(tree: Path, target: Path) -> Path:
+    subprocess.run(["git", "clone", "--quiet", str(tree), str(target)], check=True)
+    return target
+
+
 STAND_IN = '''
 """Write the outs of the stage named by argv as a function of its deps and params."""
 import hashlib, json, random, sys
@@ -166,6 +337,8 @@ content = [file.read_bytes() for file in files if file.is_file() and file.suffix
 content += [repr(OmegaConf.select(params, section)).encode() for section in stage.params]
 digest = hashlib.sha256(b"|".join(content)).hexdigest()
 draw = random.Random(digest)
+log = Path(__file__).parent / "ran.log"
+before = log.read_text().split() if log.exists() else []  # of no two runs the same, as what a machine takes
 for out in map(Path, stage.outs):
     if not out.suffix:
         out.mkdir(parents=True)
@@ -177,10 +350,10 @@ for out in map(Path, stage.outs):
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"id": row, "exact": draw.random() < 0.5} for row in range(40)]
     samples = out.parts[:2] == ("data", "evaluate") and out.suffix == ".jsonl"
-    timing = {"seconds": 60.0, "peak_memory_gb": 8.0, "hardware": "a machine"}
+    timing = {"seconds": 60.0, "peak_memory_gb": 1.0 + len(before), "hardware": "a machine"}
     out.write_text("".join(json.dumps(row) + "\\n" for row in rows) if samples else json.dumps(timing))
-with open(Path(__file__).parent / "ran.log", "a") as log:
-    log.write(sys.argv[1] + "\\n")
+with log.open("a") as more:
+    more.write(sys.argv[1] + "\\n")
 '''
 
 
@@ -193,8 +366,7 @@ def stand_in_tree(tools: Path, clone_to: Callable[[Path], Path]) -> tuple[Path, 
     command = re.compile(r"cmd: .*-m scripts\.(\w+)(?: (\$\{item\.\w+\}))?.*$", re.MULTILINE)
     pipeline.write_text(command.sub(lambda found: stand_in(tools, *found.groups()), pipeline.read_text()))
     (root / "dvc.lock").unlink(missing_ok=True)
-    for line in (["add", "--all"], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "stand-ins"]):
-        subprocess.run(["git", *line], cwd=root, check=True)
+    commit(root, "stand-ins")
     return root, tools / "ran.log"
 
 
@@ -217,9 +389,19 @@ def test_arms_share_their_stages_and_a_second_call_runs_nothing(
         60,
     )
     assert "<svg" in (root / "reports/ablation-methods.svg").read_text()
+    files = sorted((root / study.JOURNAL).iterdir())
+    kept = {file.name.rpartition("-")[0]: standings.read(file).outcomes for file in files}
+    for seed in (1, 2):  # what DVC's run cache brought back took what it took
+        alone, before = kept[f"ablation-sft-{seed}"]["sft"], kept[f"ablation-sft-dpo-{seed}"]["dpo"]
+        assert alone.peak_gb["sft"] == before.peak_gb["sft"]
+    assert len({outcomes[BASE].peak_gb["evaluate"] for outcomes in kept.values()}) == 1
 
     log.unlink()
+    commit(root, "what is kept")
+    files[0].unlink()  # as if killed before it was kept
+    assert "3 of which have results" in ablate(root, "--only", "sft,sft-dpo", "--seeds", "1,2")
     assert "4 of which have results; 0 runs of stages to go" in ablate(root, "--only", "sft,sft-dpo", "--seeds", "1,2")
+    assert {file.name.rpartition("-")[0]: standings.read(file).outcomes for file in files} == kept
     assert not log.exists()
     (root / "conf/sft/lora.yaml").write_text((root / "conf/sft/lora.yaml").read_text() + "# edited\n")
     assert "conf/sft/lora.yaml is edited: commit or stash it" in ablate(root, "--only", "sft", status=1)

@@ -134,7 +134,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from benchmarks import train_step
-from temper import labelled_logits
+from temper.axolotl_plugin import Plugin
 
 small = dict(vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0)
@@ -158,7 +158,7 @@ for name, (kind, config) in kinds.items():
     labels[0, :15], labels[1, :12] = -100, -100
     batch = {"input_ids": ids, "labels": labels}
     whole, whole_gradients, _ = passed(model, batch, torch.tensor(13))
-    labelled_logits.narrow(model)
+    Plugin().post_model_load(None, model)
     narrow, gradients, kept = passed(model, batch, torch.tensor(13))
     unlabelled = model(input_ids=ids, labels=torch.full_like(ids, -100), num_items_in_batch=torch.tensor(1))
     found[name] = {

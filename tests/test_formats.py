@@ -13,9 +13,10 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from temper import calls, files, formats, record, sources
+from temper import calls, files, formats, record, rewards, sources
 from temper.record import BadRow
 from temper.records import Row
+from temper.sandbox import Limits
 
 RULES = sources.Rules("reject", 1_000_000, "It does not say.")
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -163,6 +164,18 @@ def test_a_transcript_of_several_turns() -> None:
     found = made({"chosen": start + "d", "rejected": start + "e"})
     assert found["messages"] == chat("a", "b\n\nwith a paragraph", "c")
     assert (found["chosen"][0]["content"], found["rejected"][0]["content"]) == ("d", "e")
+
+
+def test_a_function_that_is_asked_for_keeps_its_tests() -> None:
+    asked = {"prompt": "def double(x):\n", "completion": "    return 2 * x\n", "entry_point": "double"}
+    tests = "def check(candidate):\n    assert candidate(2) == 4\n"
+    found = made(asked | {"test": tests})
+    assert (found["test"], rewards.task(found)) == (tests, "code")
+    limits = Limits(seconds=2, memory_mb=512, disk_mb=4, namespaces=False)
+    assert [rewards.code(answer, found, limits) for answer in (record.response(found), "    return x\n")] == [1.0, 0.0]
+    # Names that other people's data may use for anything.
+    for other in ({"test": tests, "entry_point": "not a name"}, {"test": True}, {"test": None}):
+        assert rewards.task(made({key: asked[key] for key in ("prompt", "completion")} | other)) is None
 
 
 def test_questions_on_a_passage() -> None:

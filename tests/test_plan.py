@@ -30,6 +30,9 @@ LLAMA2_7B = Shape("llama", 32000, 4096, 11008, 32, 32, 32, 128, tied=False)
 LLAMA2_13B = Shape("llama", 32000, 5120, 13824, 40, 40, 40, 128, tied=False)
 LLAMA2_70B = Shape("llama", 32000, 8192, 28672, 80, 64, 8, 128, tied=False)
 LLAMA3_70B = Shape("llama", 128256, 8192, 28672, 80, 64, 8, 128, tied=False)
+# (bytes of an activation, dropout) and the bytes of an element that an adapter then keeps of its input for itself.
+OWN_INPUTS = (((4, 0.0), 0), ((4, 0.1), 8), ((2, 0.0), 2), ((2, 0.1), 6))
+H100_GB = 80
 IN_TORCH = """
 import json, sys
 import torch
@@ -41,25 +44,29 @@ def parameters(config):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     return sum(weight.numel() for weight in model.parameters())
 
-def kept(config, rows, length, targets):
+def kept(config, rows, length, targets, width, dropout):
     # Bytes that autograd keeps of a pass over packed rows: of the layers, and of the logits.
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="sdpa")
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
-    own, found = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
+    dtype = torch.bfloat16 if width == 2 else torch.float32
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="sdpa", dtype=dtype)
+    lora = LoraConfig(r=4, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora).train()
+    own, found, alive = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}, []
     def see(tensor):
+        alive.append(tensor)
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             found[storage.data_ptr()] = (storage.nbytes(), config["vocab_size"] in tensor.shape)
         return tensor
     ids = torch.zeros(rows, length, dtype=torch.long)
     places = (torch.arange(length) % 32).expand(rows, length).contiguous()
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=width == 2)
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor), autocast:
         model(input_ids=ids, labels=ids, position_ids=places, attention_mask=torch.ones_like(ids), use_cache=False)
     return [sum(size for size, of_logits in found.values() if of_logits == which) for which in (False, True)]
 
-shapes, small, rows, length, targets = json.loads(sys.argv[1])
+shapes, small, rows, length, targets, cases = json.loads(sys.argv[1])
 counts = {name: parameters(config) for name, config in shapes.items()}
-print(json.dumps({"counts": counts, "kept": kept(small, rows, length, targets)}))
+print(json.dumps({"counts": counts, "kept": [kept(small, rows, length, targets, *case) for case in cases]}))
 """
 
 
@@ -90,22 +97,24 @@ def test_transformers_counts_the_same_and_autograd_keeps_as_much() -> None:
     small = pinned("smollm2-135m") | {
         "hidden_size": 64,
         "intermediate_size": 160,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 4,
         "vocab_size": 300,
     }
     small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     shape = model_shape.of(small, "small")
     job = lora(shape, rank=4, rows=2, length=128, stored=4, width=4, attention="sdpa")
-    asked = json.dumps(
-        [{model: pinned(model) for model in PARAMETERS}, small, job.rows, job.length, list(shape.linears())]
-    )
+    shapes = {model: pinned(model) for model in PARAMETERS}
+    asked = json.dumps([shapes, small, job.rows, job.length, list(shape.linears()), [case for case, _ in OWN_INPUTS]])
     python = [sys.executable, "-m", "temper.envs", "run", "train", "-c", IN_TORCH, asked]
     found = json.loads(subprocess.run(python, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     assert found["counts"] == PARAMETERS
-    layers, logits = found["kept"]
-    assert memory.activations(job) == pytest.approx(layers, rel=0.03)
-    # The log-softmax; its gradient and that of the logits come in the backward pass.
-    assert memory.logits(job) == 3 * logits
+    for ((width, dropout), own), (layers, logits) in zip(OWN_INPUTS, found["kept"], strict=True):
+        cfg = OmegaConf.create({"hardware": "cpu", "lora": {"dropout": dropout}})
+        assert plan.own_input(cfg, width, sharded=False) == own
+        counted = memory.activations(replace(job, width=width, stored=width, own_input=own))
+        assert counted == pytest.approx(layers, rel=0.05), (width, dropout)
+        # The log-softmax; its gradient and that of the logits come in the backward pass.
+        assert memory.logits(job) == 3 * logits
 
 
 def test_every_preset_of_a_model_is_counted() -> None:
@@ -155,49 +164,58 @@ def test_cache_of_keys_and_values_is_as_published(shape: Shape, tokens: int, pub
 
 
 @pytest.mark.parametrize(
-    ("job", "published", "tolerance"),
+    ("shape", "rows", "adapter", "published"),
     [
-        (lora(LLAMA2_7B, "q_proj", "v_proj", rows=1, length=1304), 21.30, 0.02),
-        (lora(LLAMA2_7B, "q_proj", "v_proj", rows=2, length=1304), 29.07, 0.02),
-        (lora(LLAMA2_13B, "q_proj", "v_proj", rows=1, length=1304), 38.12, 0.02),
-        (lora(LLAMA2_7B, "q_proj", "v_proj", rows=1, length=1304, adapter="qlora"), 13.84, 0.17),
-        (lora(LLAMA2_13B, "q_proj", "v_proj", rows=1, length=1304, adapter="qlora"), 22.55, 0.17),
+        (LLAMA2_7B, 1, "lora", 21.30),
+        (LLAMA2_7B, 2, "lora", 29.07),
+        (LLAMA2_13B, 1, "lora", 38.12),
+        (LLAMA2_7B, 1, "qlora", 13.84),
+        (LLAMA2_13B, 1, "qlora", 22.55),
     ],
 )
-def test_7b_and_13b_take_what_litgpt_measured(job: Job, published: float, tolerance: float) -> None:
-    """Peak of what PyTorch allocated on an A100, rows of 1304 tokens, nothing recomputed.
+def test_7b_and_13b_take_what_litgpt_measured(shape: Shape, rows: int, adapter: str, published: float) -> None:
+    """Peak of what PyTorch allocated on an A100, rows of 1304 tokens, nothing recomputed; within 2.5%.
 
-    https://github.com/Lightning-AI/litgpt/blob/main/tutorials/resource-tables.md
+    https://github.com/Lightning-AI/litgpt/blob/main/tutorials/resource-tables.md. Its bitsandbytes, 0.41.1, kept the input of each
+    quantized map, which 0.43.2 gave up: https://github.com/bitsandbytes-foundation/bitsandbytes/pull/1270
     """
-    assert peak(job) == pytest.approx(published, rel=tolerance)
+    job = lora(shape, "q_proj", "v_proj", rows=rows, length=1304, adapter=adapter)
+    inputs = 2 * shape.hidden + shape.queries + shape.intermediate
+    buffered = shape.layers * job.tokens * inputs * memory.BF16 / GB if adapter == "qlora" else 0
+    assert peak(job) + buffered == pytest.approx(published, rel=0.025)
 
 
 @pytest.mark.parametrize(
-    ("job", "published", "tolerance"),
+    ("rows", "change", "published", "tolerance"),
     [
-        (lora(LLAMA2_70B, rows=8, length=2048, sharder="deepspeed", devices=8), 64, 0.05),
-        (lora(LLAMA2_70B, rows=8, length=2048, sharder="fsdp", devices=8), 76, 0.25),
-        (lora(LLAMA2_70B, rows=2, length=2048, sharder="deepspeed", devices=2, adapter="qlora"), 36.6, 0.15),
-        (lora(LLAMA2_70B, rows=2, length=2048, sharder="fsdp", devices=2, adapter="qlora"), 35.6, 0.15),
+        (8, {"sharder": "deepspeed", "devices": 8}, 64, 0.06),
+        (8, {"sharder": "fsdp", "devices": 8, "stored": 4}, 76, 0.06),
+        (2, {"sharder": "deepspeed", "devices": 2, "adapter": "qlora"}, 36.6, 0.06),
+        (2, {"sharder": "fsdp", "devices": 2, "adapter": "qlora"}, 35.6, 0.06),
+        (2, {"sharder": "fsdp", "devices": 2, "adapter": "qlora", "offloaded": True}, 19.6, 0.21),
     ],
 )
-def test_70b_takes_what_peft_measured(job: Job, published: float, tolerance: float) -> None:
-    """GB of a GPU as nvidia-smi shows them, weights sharded, rows of 2048 tokens, recomputed; 76 is said to be 72 to 80.
+def test_70b_takes_what_peft_measured(rows: int, change: dict[str, Any], published: float, tolerance: float) -> None:
+    """GB of a GPU as nvidia-smi shows them, weights sharded, rows of 2048 tokens, recomputed, dropout of 0.1.
 
+    What nvidia-smi shows is what PyTorch has ever reserved, up to all there is: layers do not fit into the blocks of logits, nor
+    these into theirs, so that both add up. With FSDP alone the script loads weights in float32 (examples/sft/utils.py); 76 is said
+    to be 72 to 80. Why an offloaded run takes 4 GB more is not known.
     https://huggingface.co/docs/peft/accelerate/deepspeed and https://huggingface.co/docs/peft/accelerate/fsdp
     """
     gpu = OmegaConf.load("conf/plan/default.yaml").devices.gpu8
-    job = replace(job, level=3, checkpointing=True)
-    assert peak(job, GB * gpu.process_gb, gpu.slack) == pytest.approx(published, rel=tolerance)
+    job = lora(LLAMA2_70B, rows=rows, length=2048, level=3, checkpointing=True, own_input=3, **change)
+    reserved = peak(job, GB * gpu.process_gb, gpu.slack) + memory.logits(job) / GB
+    assert min(H100_GB, reserved) == pytest.approx(published, rel=tolerance)
 
 
-@pytest.mark.parametrize(("stage", "tolerance"), [("sft", 0.15), ("dpo", 0.2)])
-def test_the_committed_run_took_the_memory_and_time_that_were_planned(stage: str, tolerance: float) -> None:
-    """The default run on a CPU: SFT's memory within 15%, DPO's 19% low; time within a third, by what SFT's run set."""
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_the_committed_run_took_the_memory_and_time_that_were_planned(stage: str) -> None:
+    """The default run on a CPU: memory within 15%; time within a third, by what SFT's run set."""
     measured = json.loads(Path(f"reports/timing/training/{stage}.json").read_text())
     run = plan.prepared(composed([]))
     found = {estimate.stage: estimate for estimate in plan.estimates(run)}[stage]
-    assert found.peak / GB == pytest.approx(measured["peak_memory_gb"], rel=tolerance)
+    assert found.peak / GB == pytest.approx(measured["peak_memory_gb"], rel=0.15)
     seconds = found.tokens / measured["tokens_per_second"]
     assert found.seconds - run.startup == pytest.approx(seconds, rel=1 / 3)
 
@@ -230,6 +248,21 @@ def test_frozen_weights_save_a_third_of_the_arithmetic() -> None:
 def test_what_saves_memory_saves_it(change: dict[str, Any]) -> None:
     job = lora(LLAMA2_7B, rows=4, length=2048, devices=8, sharder="fsdp", level=1)
     assert peak(replace(job, **change)) < peak(job)
+
+
+def test_with_checkpointing_a_layer_is_redone_when_the_logits_are_gone() -> None:
+    job = lora(LLAMA2_7B, rows=4, length=2048, checkpointing=True)
+    without, few, all_of_them = (peak(replace(job, scored=share)) for share in (0.0, 0.1, 1.0))
+    assert without == few < all_of_them
+
+
+def test_a_reference_and_longer_answers_take_memory() -> None:
+    def dpo(*overrides: str) -> float:
+        return plan.dpo(plan.prepared(composed(list(overrides)))).peak
+
+    assert dpo("dpo=simpo") < dpo() < dpo("dpo.sft_weight=1.0")
+    assert dpo("preferences.max_tokens=48") < dpo() < dpo("preferences.max_tokens=128")
+    assert dpo("preferences.max_tokens=480") == dpo("preferences.max_tokens=960")  # dpo.max_length cuts them
 
 
 def test_scores_that_are_written_out_grow_with_the_square_of_the_length() -> None:
