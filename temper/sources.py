@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from temper import bfcl, downloads, files, formats, record, wheels
+from temper import bfcl, downloads, files, formats, licences, record, wheels
 from temper.record import BadRow
 from temper.records import Row
 
@@ -36,6 +36,7 @@ class Source:
     columns: dict[str, str]
     """Columns by other names than the format's, `{instruction: question, output: answer}`: ours: theirs."""
     licence: str
+    """Of each row, beside what the row states itself."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def _made(unit: Unit, found: Row | BadRow, rules: Rules) -> Row:
         content = bfcl.row(**found)
     else:
         content = formats.converted(formats.renamed(found, unit.source.columns), unit.format, rules.refusal)
-    return record.make(content, unit.origin, unit.source.licence, unit.category)
+    licence = licences.together([unit.source.licence, content.get("licence")])
+    return record.make(content, unit.origin, licence, unit.category)
 
 
 def _check(source: Source, kinds: list[str]) -> None:

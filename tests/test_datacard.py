@@ -11,8 +11,9 @@ import yaml
 
 from scripts import datacard as stage
 from scripts.datacard import Datacard
-from temper import datacard, licences, metrics, params, records, sankey
+from temper import datacard, licences, metrics, params, records, sankey, sources
 from temper.sankey import Step
+from temper.sources import Source
 
 QUALITY = ("length", "language", "encoding", "repetition", "refusal", "truncated_answer", "answer_in_prompt", "bucket")
 MAIL = "ada@example.com"
@@ -200,6 +201,19 @@ def test_a_row_with_another_licence_than_its_source_counts(run: Path) -> None:
     found = datacard.load(settings())
     assert found.verdict.outcome == licences.INCOMPATIBLE
     assert "bar training other models" in datacard.page(found, settings())
+
+
+def test_a_teacher_s_terms_reach_the_verdict_whatever_the_preset_says_of_its_file(run: Path) -> None:
+    """What `make synthesize` writes, read by a glob over raw/ that states a licence for all of it."""
+    stated = {"kind": "file", "id": "raw/*.jsonl", "revision": None, "licence": "cc-by-4.0"}
+    source = Source(**stated, sha256=None, format="auto", files=[], columns={})  # type: ignore[arg-type]
+    rules = sources.Rules(bad_rows="fail", max_bytes=1000, refusal="")
+    for taught, outcome in (("openai-terms", licences.INCOMPATIBLE), ("mit", licences.PERMITTED)):
+        grown = {"prompt": "Why?", "completion": "So.", "provenance": {"teacher_licence": taught}}
+        records.write("raw/synthetic-distil.jsonl", [grown])
+        [unit] = sources.units([source], rules)
+        records.write("data/audit/train.jsonl", sources.read(unit, rules))
+        assert datacard.load(settings(sources=[stated])).verdict.outcome == outcome
 
 
 def test_licences_that_exclude_the_release_fail_the_run_or_warn(capsys: pytest.CaptureFixture[str]) -> None:

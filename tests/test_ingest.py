@@ -436,3 +436,23 @@ def test_where_a_synthesized_row_comes_from_stays_with_it(run: Callable[..., dic
     write(line(0) | {"provenance": origin})
     run()
     assert [row["provenance"] for row in shards.read("data/ingest")] == [origin]
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({}, "cc0-1.0"),
+        ({"licence": " "}, "cc0-1.0"),
+        ({"licence": 3, "provenance": "a book"}, "cc0-1.0"),
+        ({"licence": "cc0-1.0"}, "cc0-1.0"),
+        ({"license": "mit"}, "cc0-1.0 AND mit"),
+        ({"licence": "mit AND openai-terms"}, "cc0-1.0 AND mit AND openai-terms"),
+        ({"provenance": {"teacher_licence": "openai-terms"}}, "cc0-1.0 AND openai-terms"),
+    ],
+)
+def test_the_licence_that_a_row_states_stays_with_it(
+    run: Callable[..., dict[str, Any]], stated: dict[str, Any], expected: str
+) -> None:
+    write(line(0) | stated)
+    run()
+    assert [row["licence"] for row in shards.read("data/ingest")] == [expected]
