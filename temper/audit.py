@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from temper import truncation
+from temper import shards, truncation
 from temper.labels import IGNORED, Labelled
 from temper.records import Row
 from temper.rendering import Messages, Prompt
@@ -126,13 +126,17 @@ class Auditor:
     def audited(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Every row as it is trained on; one that leaves carries `reason` and `detail`, a violation `remedy` as well."""
         for row in rows:
+            found = list(self._audited(row))
             self.tally.counts["seen"] += 1
-            if "text" in row:
-                yield self._text(row)
-                continue
-            if not any(turn["role"] == "assistant" for turn in row.get("messages") or []):
-                yield {"id": row["id"], "reason": "no_answer", "detail": f"a row of kind {row.get('kind')}"}
-                continue
+            self.tally.counts["kept"] += any("reason" not in one for one in found)
+            yield from found
+
+    def _audited(self, row: Row) -> Iterator[Row]:
+        if "text" in row:
+            yield self._text(row)
+        elif not any(turn["role"] == "assistant" for turn in row.get("messages") or []):
+            yield {"id": row["id"], "reason": "no_answer", "detail": f"a row of kind {row.get('kind')}"}
+        else:
             try:
                 yield from self._fitted(row)
             except truncation.TooLong as error:
@@ -230,15 +234,17 @@ def sample(tally: Tally, count: int) -> list[Row]:
 
 
 def summary(tally: Tally, rejected: list[Row], limit: int) -> dict[str, float]:
-    """seen == kept + Σ rejected counts rows that came in; `written` the rows that are trained on, windows counted singly."""
+    """seen == kept + Σ rejected counts rows that came in; `written` the rows that are trained on, windows counted singly.
+
+    A row is kept that left at least one to train on; where the sum does not hold, a row vanished.
+    """
     reasons = Counter(f"rejected_{one['reason']}" for one in rejected)
     written, lengths = tally.lengths.total(), tally.lengths
     tokens = sum(length * rows for length, rows in lengths.items())
     names = ("over_long", "truncated", "windows", "compared", "answers", "tokens_trained")
+    funnel = Counter({name: tally.counts[name] for name in ("seen", "kept")})
     return {
-        "seen": tally.counts["seen"],
-        "kept": tally.counts["seen"] - len(rejected),
-        **reasons,
+        **shards.balanced(funnel + reasons),
         **{name: tally.counts[name] for name in names},
         "written": written,
         "tokens": tokens,

@@ -14,7 +14,7 @@ import pytest
 from commands.compose import composed
 from scripts import audit as stage
 from scripts.sft import Sft
-from temper import audit, axolotl, formats, labels, params, records, rendering, training
+from temper import audit, axolotl, formats, labels, params, records, rendering, training, truncation
 from temper.audit import Auditor
 from temper.labels import IGNORED, Labelled
 from temper.rendering import Messages, Prompt
@@ -184,6 +184,18 @@ def test_rows_that_cannot_be_trained_on_leave_and_the_counts_add_up() -> None:
     assert counts["truncated"] == 1
     assert counts["tokens_max"] <= 400
     assert not any("remedy" in row for row in rejected)
+
+
+def test_a_row_cut_into_windows_is_kept_once_and_one_that_vanishes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = auditor(ChatML(), policy="sliding_window")
+    windows = list(one.audited([row("c", "word " * 200)]))
+    counts = audit.summary(one.tally, [], 400)
+    assert (counts["seen"], counts["kept"], counts["written"]) == (1, 1, len(windows))
+    assert len(windows) > 1
+    monkeypatch.setattr(truncation, "fitted", lambda *_: [])
+    assert list(one.audited([row("d", "word " * 200)])) == []
+    with pytest.raises(AssertionError, match="2 rows seen, 1 kept, 0 rejected"):
+        audit.summary(one.tally, [], 400)
 
 
 def test_a_text_is_trained_on_as_a_whole_in_stretches() -> None:
