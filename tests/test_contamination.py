@@ -280,6 +280,13 @@ def test_a_benchmark_that_is_not_what_conf_says_is_named(tmp_path: Path, monkeyp
         SystemExit, match=r"the Hub did not give .* of openai/gsm8k .*or state a local copy as kind: file"
     ):
         benchmarks.items(benchmark)
+    for malformed in ("openai/gsm8k/main", "openai//gsm8k", "gsm 8k"):
+        benchmark.id = malformed
+        with pytest.raises(
+            SystemExit, match=rf"benchmark 'bench': {malformed}: no such data set, .*: correct it"
+        ) as error:
+            benchmarks.items(benchmark)
+        assert "\n" not in str(error.value)
 
 
 @pytest.fixture
