@@ -58,7 +58,7 @@ class Unit:
     label: str
     """What rejected rows call the file: never a path of this machine's cache."""
     origin: str
-    """What records call their source."""
+    """What records call their source: what the globs of conf/mix and conf/quality match."""
     category: str
     """Of rows that name none."""
     format: str
@@ -89,7 +89,11 @@ def read(unit: Unit, rules: Rules) -> Iterator[Row]:
                 raise SystemExit(f"{place}: {error}: correct it, or set ingest.bad_rows to reject") from None
             yield {"place": place, "reason": error.reason, "detail": str(error)}
     if not count and unit.is_own and unit.span == files.WHOLE:
-        raise SystemExit(f"{unit.label}: empty, where rows were expected: fill it or take it out of conf/data")
+        if rules.bad_rows == "fail":
+            raise SystemExit(
+                f"{unit.label}: empty, where rows were expected: fill it, delete it, or set ingest.bad_rows to reject"
+            )
+        yield {"place": f"{unit.label}:1", "reason": "empty", "detail": "a file without rows"}
 
 
 def _found(unit: Unit, rules: Rules) -> Iterator[files.Found]:
@@ -149,7 +153,13 @@ def _url_units(source: Source) -> Iterator[Unit]:
 
 def _file_units(source: Source) -> Iterator[Unit]:
     for path in _paths(source):
-        yield Unit(source, path, str(path), path.name, files.stem(path.name), source.format, is_own=True)
+        yield Unit(source, path, str(path), _origin(path), files.stem(path.name), source.format, is_own=True)
+
+
+def _origin(path: Path) -> str:
+    """A user's file by its path below raw/, since files of several folders may have one name; one elsewhere by its name."""
+    whole, raw = path.absolute(), RAW.absolute()
+    return whole.relative_to(raw).as_posix() if whole.is_relative_to(raw) else path.name
 
 
 def _paths(source: Source) -> list[Path]:
