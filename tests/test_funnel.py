@@ -40,20 +40,26 @@ INGEST = {
     "seed": 17,
 }
 DEDUP = {"ngram": 5, "bands": 2, "rows": 2, "threshold": 0.8, "min_answer_words": 30, "seed": 17, "semantic": None}
-QUALITY = {"rules": dict.fromkeys(rules.RULES) | {"refusal": {"exempt": []}}, "scorers": [], "keep_from_bucket": 0} | {
-    "within": None,
-    "sample": 10,
-    "seed": 17,
-}
+ONE_RULE = dict.fromkeys(rules.RULES) | {"refusal": {"exempt": []}}
+QUALITY = {"rules": ONE_RULE, "scorers": [], "keep_from_bucket": 0, "within": None, "sample": 10, "seed": 17}
 SPLIT = {"test": 0.3, "validation": 0.1, "preferences": 0.1, "rl": 0.0, "golden": 0.1, "seed": 17}
-CONTAMINATION = {"ngram": 13, "max_items": None, "coverage_ngram": None, "max_coverage": 0.5, "minhash": None} | {
+CONTAMINATION: dict[str, Any] = {
+    "ngram": 13,
+    "max_items": None,
+    "coverage_ngram": None,
+    "max_coverage": 0.5,
+    "minhash": None,
     "paraphrase": None,
     "max_own": 1000,
     "policy": "drop",
     "benchmarks": [],
 }
 MIX = {"groups": None, "temperature": 1.0, "rows": 12, "seed": 17}
-AUDIT = {"sequence_length": 700, "end_of_turn": None, "truncation": "sliding_window", "truncate_answers": False} | {
+AUDIT = {
+    "sequence_length": 700,
+    "end_of_turn": None,
+    "truncation": "sliding_window",
+    "truncate_answers": False,
     "min_turn_tokens": 16,
     "window_overlap": 0.25,
     "compare_every": 1,
