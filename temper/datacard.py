@@ -320,6 +320,22 @@ def _by_source(found: Findings) -> list[tuple[str, str, list[int]]]:
     return [*table[:SOURCES], (f"{len(rest)} more", "", [sum(of_use) for of_use in zip(*rest, strict=True)])]
 
 
+def _searched(values: Mapping[str, Any]) -> str:
+    """How benchmark items were looked for, and what could not be."""
+    passes = _prefixed(values, "pass_")
+    on, off = (", ".join(name for name, runs in passes if runs == wanted) for wanted in (1, 0))
+    parts = [f"Looked for by {on}", f"switched off: {off or 'nothing'}"]
+    if alone := values.get("items_verbatim_only"):
+        parts.append(f"{alone:,} items of our own by runs of words alone")
+    if short := values.get("items_too_short"):
+        parts.append(f"{short:,} of our own held-out requests are too short to be looked for")
+    return "; ".join(parts) + "."
+
+
+def _prefixed(values: Mapping[str, Any], prefix: str) -> list[tuple[str, int]]:
+    return [(key.removeprefix(prefix), n) for key, n in values.items() if key.startswith(prefix)]
+
+
 def _render(template: str, found: Findings, cfg: Any, **more: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -335,11 +351,9 @@ def _render(template: str, found: Findings, cfg: Any, **more: Any) -> str:
         "uses": USES,
         "licence_ids": [name if name in licences.LICENCES else "other" for name in ids],
         "size": size_category(sum(found.rows.values())),
-        "entities": [
-            (key.removeprefix("found_"), n)
-            for key, n in found.metrics.get("pii", {}).items()
-            if key.startswith("found_") and n
-        ],
+        "entities": [(name, n) for name, n in _prefixed(found.metrics.get("pii", {}), "found_") if n],
+        "benchmarks": _prefixed(found.metrics.get("contamination", {}), "benchmark_"),
+        "searched": _searched(found.metrics.get("contamination", {})),
         "audit": found.metrics.get("audit", {}),
         "unscrubbed": BEFORE_PII,
         "version": version,
