@@ -154,11 +154,11 @@ def run(stage: str, folder: Path, tasks: int | None = None) -> float:
             if tasks and (tasks_done(folder) >= tasks or (folder / f"data/{stage}").exists()):
                 os.killpg(process.pid, signal.SIGKILL)
             time.sleep(0.02 if tasks else 0.1)
-        if tasks and process.returncode != -signal.SIGKILL:
-            raise SystemExit(f"benchmarks.scale: {stage} ended before it could be killed: raise --rows")
         log.seek(0)
-        if process.returncode and not tasks:
+        if process.returncode not in (0, -signal.SIGKILL):
             raise SystemExit(f"benchmarks.scale: {stage} failed: {log.read()[-2000:]}")
+        if tasks and process.returncode == 0:
+            raise SystemExit(f"benchmarks.scale: {stage} ended before it could be killed: raise the number of rows")
     return used
 
 
