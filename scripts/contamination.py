@@ -28,6 +28,7 @@ from temper.records import Row
 
 OWN = ("test", "golden")  # our held-out splits, each a benchmark of that name
 MEASURED = (*OWN, "validation")  # where a public item ends the run: without the row, figures would mean another set
+PASSES = ("ngram", "coverage", "minhash", "paraphrase")
 SOURCE, REJECTED = "data/split", "data/rejected/contamination.jsonl"
 
 
@@ -62,7 +63,7 @@ def main() -> None:
         )
     refuse(records.read(REJECTED), settings.policy)
     counted = shards.balanced(counts) | {"items_too_short": too_short}
-    metrics.write("reports/contamination.json", counted | summary(gate, records.read(REJECTED)))
+    metrics.write("reports/contamination.json", counted | looked_for(gate, settings) | summary(records.read(REJECTED)))
 
 
 def checked(settings: Contamination) -> Contamination:
@@ -116,12 +117,25 @@ def refuse(evidence: Iterable[Row], policy: str) -> None:
     )
 
 
-def summary(gate: Gate, evidence: Iterable[Row]) -> dict[str, int]:
-    """Items, rows kept of each split, and `found_<pass>` by every pass that hit a row."""
+def looked_for(gate: Gate, settings: Contamination) -> dict[str, int]:
+    """`benchmark_<name>` with the items of each benchmark, and `pass_<name>`: 1 for a pass that ran, 0 for one that is off."""
+    items = {(item.benchmark, item.id) for item in gate.items}
+    sizes = Counter(benchmark for benchmark, _ in items)
+    names = [*(benchmark.name for benchmark in settings.benchmarks), *OWN]
+    passes = (settings.ngram, settings.coverage_ngram, settings.minhash, settings.paraphrase)
+    return {
+        "items": len(items),
+        "items_verbatim_only": gate.verbatim,
+        **{f"benchmark_{name}": sizes[name] for name in names},
+        **{f"pass_{name}": int(bool(setting)) for name, setting in zip(PASSES, passes, strict=True)},
+    }
+
+
+def summary(evidence: Iterable[Row]) -> dict[str, int]:
+    """Rows kept of each split, and `found_<pass>` by every pass that hit a row."""
     kept = Counter(f"kept_{row['split']}" for row in shards.read("data/contamination"))
     passes = Counter(f"found_{name}" for one in evidence for name in passes_of(one))
-    items = len({(item.benchmark, item.id) for item in gate.items})
-    return {"items": items, "items_verbatim_only": gate.verbatim, "kept_train": 0, **kept, **passes}
+    return {"kept_train": 0, **kept, **passes}
 
 
 def passes_of(evidence: Row) -> set[str]:

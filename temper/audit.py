@@ -72,7 +72,7 @@ Others = Callable[[Messages], dict[str, Prompt]]
 
 @dataclass
 class Tally:
-    """Counts over the rows of every split."""
+    """Counts over rows: of one split, or with `+` of several."""
 
     counts: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
@@ -84,6 +84,18 @@ class Tally:
 
     By id, since a mix may hold a row several times.
     """
+
+    def __add__(self, other: "Tally") -> "Tally":
+        shown = {name: self.shown.get(name, {}) | rows for name, rows in other.shown.items()}
+        return Tally(
+            self.counts + other.counts, self.lengths + other.lengths, self.systems + other.systems, self.shown | shown
+        )
+
+    def of_split(self, split: str) -> dict[str, int]:
+        """The size of what is trained on, or of what is only evaluated, as metrics."""
+        tokens = sum(length * rows for length, rows in self.lengths.items())
+        trained = self.counts["tokens_trained"]
+        return {f"rows_{split}": self.lengths.total(), f"tokens_{split}": tokens, f"tokens_trained_{split}": trained}
 
     def take(self, row: Row, labelled: Labelled, keep: int) -> None:
         self.lengths[len(labelled.ids)] += 1
@@ -135,7 +147,7 @@ class Auditor:
         if "text" in row:
             yield self._text(row)
         elif not any(turn["role"] == "assistant" for turn in row.get("messages") or []):
-            yield {"id": row["id"], "reason": "no_answer", "detail": f"a row of kind {row.get('kind')}"}
+            yield {"id": row["id"], "reason": _untrained(row), "detail": f"a row of kind {row.get('kind')}"}
         else:
             try:
                 yield from self._fitted(row)
@@ -198,6 +210,11 @@ def text_violations(text: str, labelled: Labelled, chats: Chats) -> Iterator[Vio
         yield over_long(len(labelled.text_ids), len(labelled.ids))
     yield from _tokens(labelled, chats)
     yield from _masked(labelled, set(range(len(labelled.ids))))
+
+
+def _untrained(row: Row) -> str:
+    """Why SFT has nothing to learn from a row; the preference stage takes preference rows out of the same file."""
+    return "left_for_preferences" if row.get("kind") == "preference" else "no_answer"
 
 
 def over_long(found: int, limit: int) -> Violation:

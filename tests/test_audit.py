@@ -179,7 +179,7 @@ def test_rows_that_cannot_be_trained_on_leave_and_the_counts_add_up() -> None:
     out = list(one.audited(rows))
     rejected = [row for row in out if "reason" in row]
     counts = audit.summary(one.tally, rejected, 400)
-    assert Counter(row["reason"] for row in rejected) == {"no_answer": 2, "too_long": 1}
+    assert Counter(row["reason"] for row in rejected) == {"no_answer": 1, "left_for_preferences": 1, "too_long": 1}
     assert counts["seen"] == 5 == counts["kept"] + sum(n for key, n in counts.items() if key.startswith("rejected_"))
     assert counts["truncated"] == 1
     assert counts["tokens_max"] <= 400
@@ -318,14 +318,19 @@ def test_with_no_row_left_to_train_on_the_run_ends_and_says_what_sft_trains_on(
 ) -> None:
     pairs = [PREFERENCE | {"id": str(number)} for number in range(3)]
     with pytest.raises(
-        SystemExit, match=r"train.jsonl is left to train on \(3 no_answer\): .* messages, sharegpt"
+        SystemExit, match=r"train.jsonl is left to train on \(3 left_for_preferences\): .* messages, sharegpt"
     ) as end:
         run(tmp_path, monkeypatch, pairs)
     assert "\n" not in str(end.value)
     assert not Path("reports/audit.json").exists()
     assert {*stage.TRAINABLE} == {*formats.FORMATS, "bfcl"} - {"preference"}
-    run(tmp_path, monkeypatch, [*pairs, row("a")])
-    assert json.loads(Path("reports/audit.json").read_text())["rejected_no_answer"] == 3
+    run(tmp_path, monkeypatch, [*pairs, row("a"), row("b")])
+    counts = json.loads(Path("reports/audit.json").read_text())
+    assert (counts["rejected_left_for_preferences"], counts["written"]) == (3, 3)
+    assert (counts["rows_train"], counts["rows_validation"]) == (2, 1)
+    assert counts["tokens_train"] == 2 * counts["tokens_validation"] == counts["tokens"] * 2 // 3
+    assert counts["tokens_trained_train"] == 2 * (len(ANSWER) + 1)
+    assert len(list(records.read("data/audit/rendered.jsonl"))) == 2
 
 
 def test_rows_are_compared_or_the_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -382,6 +382,8 @@ def test_contaminated_training_rows_are_dropped_with_evidence(settings: dict[str
     assert (counts["rejected_bench"], counts["rejected_test"], counts["rejected_golden"]) == (1, 2, 1)
     assert (counts["kept_train"], counts["kept_validation"], counts["kept_test"]) == (1, 1, 1)
     assert (counts["found_ngram"], counts["items"]) == (4, 4)
+    assert (counts["benchmark_bench"], counts["benchmark_test"], counts["benchmark_golden"]) == (1, 1, 2)
+    assert [counts[f"pass_{name}"] for name in contamination.PASSES] == [1, 1, 1, 0]
 
 
 def edited(text: str) -> str:
