@@ -53,6 +53,8 @@ def main() -> None:
     data = Path(os.environ.get("TEMPER_TEST_DATA") or sys.exit("TEMPER_TEST_DATA: set it to the folder of data sets"))
     if not (REPOSITORY / "models/base/tokenizer.json").is_file():
         sys.exit("models/base/tokenizer.json: ingest counts tokens with it: run `make base` first")
+    if not (REPOSITORY / "data/general.jsonl").is_file():
+        sys.exit("data/general.jsonl: contamination looks for its passages: run `make general` first")
     found: dict[str, Any] = {}
     whole = passed(data, arguments.rows, ALL_ROWS, ONCE)
     for stage in ALL_ROWS:
@@ -114,6 +116,8 @@ def prepare(data: Path, rows: int, folder: Path) -> None:
     (folder / "raw").mkdir()
     (folder / "models").symlink_to(REPOSITORY / "models", target_is_directory=True)
     (folder / "params.yaml").write_text(text)
+    (folder / "data").mkdir()
+    (folder / "data/general.jsonl").symlink_to(REPOSITORY / "data/general.jsonl")
     files = [(folder / f"raw/{number:05d}.jsonl").open("wb") for number in range(FILES)]
     for position, (row, _, _) in enumerate(dedup.grow(data, rows, long_share=0.0)):
         said = " ".join(turn["content"] for turn in row["messages"])

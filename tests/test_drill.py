@@ -63,6 +63,7 @@ def test_the_gate_catches_every_leaked_row_and_says_why(tmp_path: Path, monkeypa
     leaked = drill.chosen(TEST, 0.05, seed=1)
     records.write(f"{drill.SPLIT}/00000.jsonl", drill.mixed(TRAIN + TEST + leaked, seed=1))
     OmegaConf.save({"contamination": SETTINGS, "executor": {"kind": "local", "workers": 1}}, "params.yaml")
+    records.write(contamination.PASSAGES, [])
     contamination.main()
     passed = drill.of(list(shards.read(drill.PASSED)), "train")
     assert {one["id"] for one in passed} == {one["id"] for one in TRAIN}
@@ -81,6 +82,7 @@ class InProcess(drill.Scratch):
         self.frozen: list[str] = []
         records.write(root / drill.SPLIT / "00000.jsonl", TRAIN + TEST)
         records.write(root / drill.PASSED / "00000.jsonl", TRAIN + TEST)
+        records.write(root / contamination.PASSAGES, [])
 
     def run(self, *module: str) -> "subprocess.CompletedProcess[str]":
         assert module[:2] == ("dvc", "freeze")
