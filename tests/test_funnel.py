@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from temper import labels, metrics, minhash, record, records, rendering, rules, 
 from temper.records import Row
 from tests.test_audit import ChatML, SameEverywhere
 from tests.test_pii import SECTION as PII
+from tests.test_shards import RAY
 
 MAX_BYTES = 2000
 BROKEN = {"jsonl": "malformed", "json": "malformed", "csv": "columns"}
@@ -54,6 +56,8 @@ CONTAMINATION: dict[str, Any] = {
     "policy": "drop",
     "benchmarks": [],
 }
+NEAR_COPIES = {"shingle": 2, "min_words": 13, "bands": 32, "rows": 3, "min_jaccard": 0.5}
+LOCAL = {"kind": "local", "workers": 1}
 MIX = {"groups": None, "temperature": 1.0, "rows": 12, "seed": 17}
 AUDIT = {
     "sequence_length": 700,
@@ -164,6 +168,37 @@ def test_every_record_is_kept_or_rejected_once(drawn: dict[str, list[tuple[str, 
         check_audit()
         for stage in ("quality", "contamination", "mix", "audit"):
             assert rows_left(stage), f"{stage} had nothing to reject"
+
+
+@pytest.mark.slow
+def test_neither_the_number_of_shards_nor_the_executor_changes_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TEMPER_SCRATCH", str(tmp_path / "scratch"))
+    sections = {name: section for name, (_, section) in STAGES.items()}
+    sections["contamination"] = CONTAMINATION | {"coverage_ngram": 8, "minhash": NEAR_COPIES}
+    OmegaConf.save(sections | {"executor": LOCAL}, "params.yaml")
+    Path("raw").mkdir()
+    written("jsonl", [(kind, number) for kind in ("good", "near", *SINGULAR) for number in range(20)])
+    ingest.main()
+    rows = list(shards.read("data/ingest"))
+    records.write(contamination.PASSAGES, [])
+    found = {}
+    for executor, pieces in ((LOCAL, 1), (LOCAL, 7), (LOCAL, 64), (RAY, 3)):
+        OmegaConf.save(sections | {"executor": executor}, "params.yaml")
+        shutil.rmtree("data/ingest")
+        for number in range(pieces):
+            records.write(f"data/ingest/{number:05d}.jsonl", rows[number::pieces])
+        for stage in SHARDED[1:]:
+            STAGES[stage][0].main()
+        mix.main()
+        left = chain(*(records.read(path) for path in Path("data/rejected").glob("*.jsonl")))
+        ends = ids(left), ids(chain(*(records.read(path) for path in Path("data/mix").glob("*.jsonl"))))
+        found[executor["kind"], pieces] = ends
+    first, *others = found.values()
+    assert all(len(part) > 20 for part in first)
+    assert others == [first] * len(others)
 
 
 def check_mix() -> None:
