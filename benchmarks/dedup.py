@@ -1,6 +1,6 @@
 """How well and how fast the dedup stage finds near duplicates, beside Datatrove's own MinHash pipeline on the same rows.
 
-    TEMPER_TEST_DATA=… python -m benchmarks.dedup [--rows 100000] [--stock-rows 20000] [--sizes 10000 100000 1000000]
+    TEMPER_TEST_DATA=… python -m benchmarks.dedup [--rows 100000] [--sizes 10000 100000 1000000]
 
 Writes reports/benchmarks/dedup.json. The truth is every pair of rows whose sets of word 5-grams have a Jaccard similarity of at
 least 0.8: found by an exact join (prefix filter: Chaudhuri et al. 2006) that knows nothing of signatures. Rows are put together
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def main() -> None:
         found = {
             **articles(data, folder / "articles"),
             **planted(data, arguments.rows, folder / "planted"),
-            **speed(data, arguments.rows, arguments.stock_rows, arguments.repeats, folder / "speed"),
+            **speed(data, arguments.rows, arguments.repeats, folder / "speed"),
             **scale(data, arguments.sizes, folder / "scale"),
             **(reworded(data, folder / "reworded") if arguments.semantic else {}),
         }
@@ -72,8 +73,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rows", type=int, default=100_000, help="of the planted set and the timed run")
-    parser.add_argument("--stock-rows", type=int, default=20_000, help="of them that Datatrove's pipeline gets, too")
+    parser.add_argument("--rows", type=int, default=100_000, help="of the planted set and of the timed runs")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="of cost per row")
     parser.add_argument("--repeats", type=int, default=3, help="of the timed runs")
     parser.add_argument("--semantic", action="store_true", help="also by embeddings, in the environment `train`")
@@ -84,8 +84,8 @@ def parse() -> argparse.Namespace:
 
 def command(arguments: argparse.Namespace) -> str:
     sizes = " ".join(map(str, arguments.sizes))
-    given = f"--rows {arguments.rows} --stock-rows {arguments.stock_rows} --repeats {arguments.repeats} --sizes {sizes}"
-    return f"python -m benchmarks.dedup {given}{' --semantic' * arguments.semantic}"
+    given = f"--rows {arguments.rows} --repeats {arguments.repeats} --sizes {sizes}{' --semantic' * arguments.semantic}"
+    return f"python -m benchmarks.dedup {given}"
 
 
 # Quality
@@ -292,54 +292,47 @@ def write_shards(rows: Iterable[Row], folder: Path) -> list[Path]:
 # Speed
 
 
-def speed(data: Path, count: int, stock_count: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """Rows a second at the same parameters, in processes of their own, by turns; and what each finds of the rows both get.
+def speed(data: Path, count: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Rows a second at the same parameters on the same rows, in processes of their own, by turns; and what each finds.
 
     `speed_ratio` compares the same work: request and answer as one text. In `speed_ratio_stage` ours does all that the stage
-    does, which also compares requests and long answers by themselves. Both take ours on `count` rows, and of Datatrove's the
-    rate on `stock_count`; in `speed_ratio_same_rows` ours has those few, and spends a large part on its start.
+    does, which also compares requests and long answers by themselves.
     """
-    write_shards((row for row, _, _ in grow(data, count, long_share=0.0)), folder / "all")
-    few = [row for row, _, _ in grow(data, stock_count, long_share=0.0)]
-    write_shards(few, folder / "few")
-    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "ours_few": [], "stage": [], "stock": []}
-    for _ in range(repeats):
-        runs["ours"].append(measured("ours", folder / "all"))
-        runs["ours_few"].append(measured("ours", folder / "few"))
-        runs["stage"].append(measured("stage", folder / "all"))
-        runs["stock"].append(measured("stock", folder / "few"))
+    rows = [row for row, _, _ in grow(data, count, long_share=0.0)]
+    write_shards(rows, folder)
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "stage": [], "stock": []}
+    for _, (name, of) in itertools.product(range(repeats), runs.items()):
+        of.append(measured(name, folder))
     seconds = {name: statistics.median(run["seconds"] for run in of) for name, of in runs.items()}
     cpu = {name: statistics.median(run["cpu_seconds"] for run in of) for name, of in runs.items()}
-    rate, stock_rate = count / seconds["ours"], stock_count / seconds["stock"]
-    sets, counts = shingle_ids([duplicates.content(row) for row in few])
+    sets, counts = shingle_ids([duplicates.content(row) for row in rows])
     pairs = exact_join(sets, counts)
-    stock = quality(np.array(runs["stock"][0]["labels"]), pairs, stock_count)
-    found = quality(ours(few, COMPARED, folder / "quality"), pairs, stock_count)
+    stock = quality(np.array(runs["stock"][0]["labels"]), pairs, count)
+    found = quality(ours(rows, COMPARED, folder / "quality"), pairs, count)
     return {
         "speed_rows": count,
-        "speed_rows_per_second": rate,
-        "speed_stock_rows": stock_count,
-        "speed_stock_rows_per_second": stock_rate,
-        "speed_ratio": rate / stock_rate,
+        "speed_rows_per_second": count / seconds["ours"],
+        "speed_stock_rows_per_second": count / seconds["stock"],
+        "speed_ratio": seconds["stock"] / seconds["ours"],
         "speed_ratio_target": 20,
-        "speed_ratio_cpu": (cpu["stock"] / stock_count) / (cpu["ours"] / count),
-        "speed_ratio_same_rows": seconds["stock"] / seconds["ours_few"],
-        "speed_ratio_stage": count / seconds["stage"] / stock_rate,
+        "speed_ratio_cpu": cpu["stock"] / cpu["ours"],
+        "speed_ratio_stage": seconds["stock"] / seconds["stage"],
         **{f"speed_{key}": found[key] for key in ("recall", "precision", "precision_direct")},
         **{f"stock_{key}": stock[key] for key in ("recall", "precision", "precision_direct")},
     }
 
 
 def scale(data: Path, sizes: Sequence[int], folder: Path) -> dict[str, Any]:
-    """Cost per row and peak memory at growing sizes: one process tree each, inputs and outputs on disk."""
+    """Cost per row and peak memory at growing sizes, with the stage's defaults: one process tree each, all on disk."""
     found: dict[str, Any] = {}
     for count in sizes:
         write_shards((row for row, _, _ in grow(data, count, long_share=0.0)), folder / str(count))
-        run = measured("stage", folder / str(count))
+        run = measured("default", folder / str(count))
         found[f"scale_{count:07d}_wall_us_per_row"] = run["seconds"] / count * 1e6
         found[f"scale_{count:07d}_cpu_us_per_row"] = run["cpu_seconds"] / count * 1e6
         found[f"scale_{count:07d}_peak_gb"] = run["peak_gb"]
         found[f"scale_{count:07d}_disk_bytes_per_row"] = run["disk_bytes"] / count
+        found[f"scale_{count:07d}_join_bytes_per_row"] = run["join_bytes"] / count
     least, most = (f"scale_{size:07d}_cpu_us_per_row" for size in (min(sizes), max(sizes)))
     peak = found[f"scale_{max(sizes):07d}_peak_gb"]
     return found | {
@@ -390,18 +383,33 @@ def run_ours(folder: Path) -> dict[str, Any]:
         return run_stage(folder)
 
 
-def run_stage(folder: Path) -> dict[str, Any]:
-    """The whole stage, rows in to rows out: all views, 14 × 8."""
+def run_stage(folder: Path, settings: duplicates.Settings = COMPARED) -> dict[str, Any]:
+    """The whole stage, rows in to rows out: all views, 14 × 8 unless `settings` say otherwise."""
     source = sorted((folder / "in").glob("*.jsonl"))
     with tempfile.TemporaryDirectory(prefix="bench-work-", dir=folder) as name:
         work = Path(name)
         started, before = time.monotonic(), cpu_seconds()
         executor = executors.Local("local", WORKERS)
-        verdicts = duplicates.find(source, COMPARED, work, executor)
+        verdicts = duplicates.find(source, settings, work, executor)
         executors.run(Filter(source, verdicts, work), len(source), work / "steps/filter", executor)
         seconds, cpu = time.monotonic() - started, cpu_seconds() - before
         disk = sum(path.stat().st_size for path in work.rglob("*") if path.is_file() and "kept" not in path.parts)
-    return {"seconds": seconds, "cpu_seconds": cpu, "disk_bytes": disk}
+        join = join_bytes(len(source), work)
+    return {"seconds": seconds, "cpu_seconds": cpu, "disk_bytes": disk, "join_bytes": join}
+
+
+def run_default(folder: Path) -> dict[str, Any]:
+    return run_stage(folder, ACCURATE)
+
+
+def join_bytes(shards: int, work: Path) -> int:
+    """Memory that the stage's one task over all rows takes, above what a process has before it."""
+    duplicates.components(1, [np.zeros((1, 2), np.int64)])  # loads SciPy, of which a process has one
+    tracemalloc.start()
+    duplicates.judge(shards, work, 0, 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
 
 
 class Filter:
@@ -486,7 +494,7 @@ def share(hits: NDArray[np.bool_]) -> float:
     return float(hits.mean()) if len(hits) else math.nan
 
 
-CHILDREN = {"ours": run_ours, "stage": run_stage, "stock": run_stock}
+CHILDREN = {"ours": run_ours, "stage": run_stage, "default": run_default, "stock": run_stock}
 
 if __name__ == "__main__":
     main()

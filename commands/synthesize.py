@@ -29,11 +29,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from temper import distil, envs, evol_instruct, metrics, params, records, rephrase, self_instruct, wheels
+from temper import distil, envs, evol_instruct, licences, metrics, params, records, rephrase, self_instruct, wheels
 from temper.records import Row
 from temper.seeds import Seed, read
 from temper.server import Server
-from temper.synthesis import Sampling, Work, together
+from temper.synthesis import Sampling, Work
 from temper.teacher import Client, Teacher, checked
 
 JOURNALS = Path("tmp/synthesize")
@@ -97,7 +97,7 @@ def grow(cfg: Synthesize, options: Any, seeds: list[Seed], teacher: Teacher, rev
     records.write(target, rows)
     counts = {"seen": len(rows) + len(rejected), "kept": len(rows)}
     counts |= {f"rejected_{reason}": number for reason, number in reasons.items()}
-    licence = together(row["licence"] for row in rows)
+    licence = licences.together(row["licence"] for row in rows)
     whence = origin(cfg, teacher, revision, target) | {"licence": licence}
     metrics.write(target.with_suffix(".manifest.json"), counts | spent | whence)
     print(report(target, counts, spent, licence))

@@ -49,23 +49,26 @@ def main() -> None:
     truncation.check(cutting)
 
     rejected: list[Row] = []
-    left = {}
+    tallies = {}
     # vLLM starts first: it takes as long to import as the trainer, side by side.
     with rendering.Prompts(BASE) as prompts:
         training.prepare()
         chats = labels.Labeller(BASE, cfg.sequence_length, cfg.end_of_turn)
-        auditor = audit.Auditor(chats, prompts.of, cutting, cfg.compare_every, cfg.shown)
         for split in SPLITS:
+            auditor = audit.Auditor(chats, prompts.of, cutting, cfg.compare_every, cfg.shown)
             rows = auditor.audited(records.read(INPUT / f"{split}.jsonl"))
-            left[split] = records.write(f"data/audit/{split}.jsonl", kept(rows, split, rejected))
-    records.write("data/audit/rendered.jsonl", audit.sample(auditor.tally, cfg.shown))
+            records.write(f"data/audit/{split}.jsonl", kept(rows, split, rejected))
+            tallies[split] = auditor.tally
+    tally = sum(tallies.values(), audit.Tally())
+    records.write("data/audit/rendered.jsonl", audit.sample(tally, cfg.shown))
     records.write("data/rejected/audit.jsonl", rejected)
     refuse(rejected)
-    if not left["train"]:
+    if not tallies["train"].lengths:
         raise SystemExit(nothing_left(rejected))
 
-    save_lengths(audit.histogram(auditor.tally.lengths, cfg.sequence_length))
-    metrics.write("reports/audit.json", audit.summary(auditor.tally, rejected, cfg.sequence_length))
+    save_lengths(audit.histogram(tally.lengths, cfg.sequence_length))
+    sizes = {key: size for split in SPLITS for key, size in tallies[split].of_split(split).items()}
+    metrics.write("reports/audit.json", audit.summary(tally, rejected, cfg.sequence_length) | sizes)
 
 
 def kept(rows: Iterable[Row], split: str, rejected: list[Row]) -> Iterator[Row]:

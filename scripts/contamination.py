@@ -1,6 +1,6 @@
 """Keep benchmark items, and our own test and golden rows, out of everything that is trained on.
 
-Reads data/split and the benchmarks of conf/contamination.
+Reads data/split, data/general.jsonl and the benchmarks of conf/contamination.
 Writes data/contamination, data/rejected/contamination.jsonl, reports/contamination.json.
 """
 
@@ -28,7 +28,9 @@ from temper.records import Row
 
 OWN = ("test", "golden")  # our held-out splits, each a benchmark of that name
 MEASURED = (*OWN, "validation")  # where a public item ends the run: without the row, figures would mean another set
-SOURCE, REJECTED = "data/split", "data/rejected/contamination.jsonl"
+PASSES = ("ngram", "coverage", "minhash", "paraphrase")
+GENERAL = "general"  # passages by which evaluation tells what a model forgot: trained on, they would hide it
+SOURCE, PASSAGES, REJECTED = "data/split", "data/general.jsonl", "data/rejected/contamination.jsonl"
 
 
 @dataclass
@@ -53,16 +55,17 @@ class Contamination:
 def main() -> None:
     settings = checked(params.load("contamination", Contamination))
     public = [item for benchmark in settings.benchmarks for item in benchmarks.items(benchmark)]
+    public += [Item(GENERAL, row["id"], row["text"]) for row in records.read(PASSAGES)]
     own, too_short = containment.own_items(row for row in shards.read(SOURCE) if row["split"] in OWN)
     gate = gate_of(settings, public, own)
-    with checkpoints.scratch("gate", settings, [SOURCE, *shards.code()]) as work:
+    with checkpoints.scratch("gate", settings, [SOURCE, PASSAGES, *shards.code()]) as work:
         containment.save(gate, work / "gate.pickle")
         counts = shards.apply(
             "contamination", partial(containment.checked_by, work / "gate.pickle", OWN), SOURCE, settings
         )
     refuse(records.read(REJECTED), settings.policy)
     counted = shards.balanced(counts) | {"items_too_short": too_short}
-    metrics.write("reports/contamination.json", counted | summary(gate, records.read(REJECTED)))
+    metrics.write("reports/contamination.json", counted | looked_for(gate, settings) | summary(records.read(REJECTED)))
 
 
 def checked(settings: Contamination) -> Contamination:
@@ -75,10 +78,10 @@ def checked(settings: Contamination) -> Contamination:
         )
     if not (settings.ngram or settings.coverage_ngram or settings.minhash or settings.paraphrase):
         raise SystemExit("contamination: every pass is off: switch on ngram at least, in conf/contamination")
-    names = Counter([*OWN, *(benchmark.name for benchmark in settings.benchmarks)])
+    names = Counter([*OWN, GENERAL, *(benchmark.name for benchmark in settings.benchmarks)])
     if taken := [name for name, times in names.items() if times > 1]:
         raise SystemExit(
-            f"contamination.benchmarks: two benchmarks are named '{taken[0]}' ({' and '.join(OWN)} are our own splits): "
+            f"contamination.benchmarks: two benchmarks are named '{taken[0]}' ({', '.join(OWN)} and {GENERAL} are our own): "
             f"rename one in conf/contamination"
         )
     return settings
@@ -116,12 +119,25 @@ def refuse(evidence: Iterable[Row], policy: str) -> None:
     )
 
 
-def summary(gate: Gate, evidence: Iterable[Row]) -> dict[str, int]:
-    """Items, rows kept of each split, and `found_<pass>` by every pass that hit a row."""
+def looked_for(gate: Gate, settings: Contamination) -> dict[str, int]:
+    """`benchmark_<name>` with the items of each benchmark, and `pass_<name>`: 1 for a pass that ran, 0 for one that is off."""
+    items = {(item.benchmark, item.id) for item in gate.items}
+    sizes = Counter(benchmark for benchmark, _ in items)
+    names = [*(benchmark.name for benchmark in settings.benchmarks), GENERAL, *OWN]
+    passes = (settings.ngram, settings.coverage_ngram, settings.minhash, settings.paraphrase)
+    return {
+        "items": len(items),
+        "items_verbatim_only": gate.verbatim,
+        **{f"benchmark_{name}": sizes[name] for name in names},
+        **{f"pass_{name}": int(bool(setting)) for name, setting in zip(PASSES, passes, strict=True)},
+    }
+
+
+def summary(evidence: Iterable[Row]) -> dict[str, int]:
+    """Rows kept of each split, and `found_<pass>` by every pass that hit a row."""
     kept = Counter(f"kept_{row['split']}" for row in shards.read("data/contamination"))
     passes = Counter(f"found_{name}" for one in evidence for name in passes_of(one))
-    items = len({(item.benchmark, item.id) for item in gate.items})
-    return {"items": items, "items_verbatim_only": gate.verbatim, "kept_train": 0, **kept, **passes}
+    return {"kept_train": 0, **kept, **passes}
 
 
 def passes_of(evidence: Row) -> set[str]:

@@ -1,6 +1,6 @@
 """Write the data card and the data page: sources, licences, funnel, what left and why, and what is trained on.
 
-Reads reports/ of the data stages with their plots, data/rejected/, data/audit, data/mix/preferences.jsonl.
+Reads reports/ of the data stages with their plots, data/rejected/, data/audit, data/mix.
 Writes reports/data-card.md, reports/data.html.
 """
 

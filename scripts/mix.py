@@ -21,30 +21,47 @@ EVERYTHING = {"all": mixing.Group(["*"], None)}
 class Mix:
     groups: dict[str, mixing.Group] | None
     temperature: float
-    """At least 1: 1 leaves the groups' sizes as they are, more evens them out."""
+    """At least 1: 1 leaves the groups' sizes as they are, more evens them out; of groups without weights."""
     rows: int | None
-    """Training rows in all, copies counted; null for as many as there are."""
+    """Training rows in all, copies counted, 1 or more; null for as many as there are."""
     seed: int
 
 
 def main() -> None:
-    settings = params.load("mix", Mix)
-    if settings.temperature < 1:
-        raise SystemExit(f"mix.temperature is {settings.temperature}: choose 1 or more in conf/mix")
+    settings = checked(params.load("mix", Mix))
     groups = settings.groups or EVERYTHING
-    members = [(mixing.group_of(row["source"], groups), row["id"]) for row in split(TRAIN)]
+    members, seen = [], 0
+    for row in shards.read(SOURCE):
+        seen += 1
+        if row["split"] == TRAIN:
+            members.append((mixing.group_of(row["source"], groups), row["id"]))
     sizes = Counter(group for group, _ in members)
     weights = {name: group.weight for name, group in groups.items()}
     wanted = mixing.targets({name: sizes[name] for name in groups}, weights, settings.temperature, settings.rows)
     copies = mixing.copies(members, wanted, settings.seed)
 
-    records.write("data/mix/train.jsonl", trained(copies))
+    written: Counter[str] = Counter()
+    records.write("data/mix/train.jsonl", (row for row in trained(copies) if not written.update([row["id"]])))
     counts = {name: records.write(f"data/mix/{name}.jsonl", split(name)) for name in OTHERS}
     dropped = (row | {"reason": "downsampled"} for row in split(TRAIN) if not copies[row["id"]])
     rejected = records.write("data/rejected/mix.jsonl", dropped)
-    metrics.write(
-        "reports/mix.json", summary(copies, counts, rejected) | {f"rows_{name}": wanted[name] for name in groups}
-    )
+    found = summary(seen, written, counts, rejected)
+    metrics.write("reports/mix.json", shards.balanced(found) | {f"rows_{name}": wanted[name] for name in groups})
+
+
+def checked(settings: Mix) -> Mix:
+    """The settings, if their values make sense; exits naming the one that does not."""
+    if settings.temperature < 1:
+        raise SystemExit(f"mix.temperature is {settings.temperature}: choose 1 or more in conf/mix")
+    weights = [group.weight for group in (settings.groups or EVERYTHING).values()]
+    if settings.temperature != 1 and (not settings.groups or any(weight is not None for weight in weights)):
+        raise SystemExit(
+            f"mix.temperature is {settings.temperature}, which only groups without weights take: set it to 1, or name such "
+            f"groups in conf/mix"
+        )
+    if settings.rows is not None and settings.rows < 1:
+        raise SystemExit(f"mix.rows is {settings.rows}: choose 1 or more, or null for all, in conf/mix")
+    return settings
 
 
 def split(name: str) -> Iterator[Row]:
@@ -57,17 +74,18 @@ def trained(copies: dict[str, int]) -> Iterator[Row]:
         yield from (row for row in split(TRAIN) if copies[row["id"]] > turn)
 
 
-def summary(copies: dict[str, int], others: dict[str, int], rejected: int) -> dict[str, int]:
-    """Rows, each counted once; `repeated` are the copies beyond the first."""
-    kept = sum(count > 0 for count in copies.values())
-    return {
-        "seen": len(copies) + sum(others.values()),
-        "kept": kept + sum(others.values()),
-        "rejected_downsampled": rejected,
-        "repeated": sum(copies.values()) - kept,
-        "kept_train": kept,
-        **{f"kept_{name}": count for name, count in others.items()},
-    }
+def summary(seen: int, trained: Counter[str], others: dict[str, int], rejected: int) -> Counter[str]:
+    """Rows, each counted once; `trained` has how often each was written, and `repeated` are the copies beyond the first."""
+    return Counter(
+        {
+            "seen": seen,
+            "kept": len(trained) + sum(others.values()),
+            "rejected_downsampled": rejected,
+            "repeated": trained.total() - len(trained),
+            "kept_train": len(trained),
+            **{f"kept_{name}": count for name, count in others.items()},
+        }
+    )
 
 
 if __name__ == "__main__":

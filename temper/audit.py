@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from temper import truncation
+from temper import shards, truncation
 from temper.labels import IGNORED, Labelled
 from temper.records import Row
 from temper.rendering import Messages, Prompt
@@ -72,7 +72,7 @@ Others = Callable[[Messages], dict[str, Prompt]]
 
 @dataclass
 class Tally:
-    """Counts over the rows of every split."""
+    """Counts over rows: of one split, or with `+` of several."""
 
     counts: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
@@ -84,6 +84,18 @@ class Tally:
 
     By id, since a mix may hold a row several times.
     """
+
+    def __add__(self, other: "Tally") -> "Tally":
+        shown = {name: self.shown.get(name, {}) | rows for name, rows in other.shown.items()}
+        return Tally(
+            self.counts + other.counts, self.lengths + other.lengths, self.systems + other.systems, self.shown | shown
+        )
+
+    def of_split(self, split: str) -> dict[str, int]:
+        """The size of what is trained on, or of what is only evaluated, as metrics."""
+        tokens = sum(length * rows for length, rows in self.lengths.items())
+        trained = self.counts["tokens_trained"]
+        return {f"rows_{split}": self.lengths.total(), f"tokens_{split}": tokens, f"tokens_trained_{split}": trained}
 
     def take(self, row: Row, labelled: Labelled, keep: int) -> None:
         self.lengths[len(labelled.ids)] += 1
@@ -126,13 +138,17 @@ class Auditor:
     def audited(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Every row as it is trained on; one that leaves carries `reason` and `detail`, a violation `remedy` as well."""
         for row in rows:
+            found = list(self._audited(row))
             self.tally.counts["seen"] += 1
-            if "text" in row:
-                yield self._text(row)
-                continue
-            if not any(turn["role"] == "assistant" for turn in row.get("messages") or []):
-                yield {"id": row["id"], "reason": "no_answer", "detail": f"a row of kind {row.get('kind')}"}
-                continue
+            self.tally.counts["kept"] += any("reason" not in one for one in found)
+            yield from found
+
+    def _audited(self, row: Row) -> Iterator[Row]:
+        if "text" in row:
+            yield self._text(row)
+        elif not any(turn["role"] == "assistant" for turn in row.get("messages") or []):
+            yield {"id": row["id"], "reason": _untrained(row), "detail": f"a row of kind {row.get('kind')}"}
+        else:
             try:
                 yield from self._fitted(row)
             except truncation.TooLong as error:
@@ -196,6 +212,11 @@ def text_violations(text: str, labelled: Labelled, chats: Chats) -> Iterator[Vio
     yield from _masked(labelled, set(range(len(labelled.ids))))
 
 
+def _untrained(row: Row) -> str:
+    """Why SFT has nothing to learn from a row; the preference stage takes preference rows out of the same file."""
+    return "left_for_preferences" if row.get("kind") == "preference" else "no_answer"
+
+
 def over_long(found: int, limit: int) -> Violation:
     return Violation(
         "over_long",
@@ -230,15 +251,17 @@ def sample(tally: Tally, count: int) -> list[Row]:
 
 
 def summary(tally: Tally, rejected: list[Row], limit: int) -> dict[str, float]:
-    """seen == kept + Σ rejected counts rows that came in; `written` the rows that are trained on, windows counted singly."""
+    """seen == kept + Σ rejected counts rows that came in; `written` the rows that are trained on, windows counted singly.
+
+    A row is kept that left at least one to train on; where the sum does not hold, a row vanished.
+    """
     reasons = Counter(f"rejected_{one['reason']}" for one in rejected)
     written, lengths = tally.lengths.total(), tally.lengths
     tokens = sum(length * rows for length, rows in lengths.items())
     names = ("over_long", "truncated", "windows", "compared", "answers", "tokens_trained")
+    funnel = Counter({name: tally.counts[name] for name in ("seen", "kept")})
     return {
-        "seen": tally.counts["seen"],
-        "kept": tally.counts["seen"] - len(rejected),
-        **reasons,
+        **shards.balanced(funnel + reasons),
         **{name: tally.counts[name] for name in names},
         "written": written,
         "tokens": tokens,

@@ -104,13 +104,22 @@ def _file(benchmark: Benchmark) -> Iterator[Row]:
 
 def _hub(benchmark: Benchmark) -> Iterator[Row]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     if not (benchmark.id and benchmark.revision):
         raise SystemExit(f"{_place(benchmark)}: kind hub needs id and revision: add them")
     commit = hub.pinned(_place(benchmark), benchmark.revision)
     try:
         path = hf_hub_download(benchmark.id, benchmark.file, repo_type="dataset", revision=commit)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise SystemExit(
+            f"{_place(benchmark)}: {benchmark.id}: no such data set, or one you may not see: correct it, or set HF_TOKEN"
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
         raise SystemExit(
             f"{_place(benchmark)}: the Hub did not give {benchmark.file} of {benchmark.id} ({type(error).__name__}): check the "

@@ -52,7 +52,10 @@ class Classifier:
 
 
 def train(rows: Sequence[Row], seed: int) -> Classifier:
-    """A model per fold of `rows`, trained on the rows outside of it. Their order makes no difference."""
+    """A model per fold of `rows`, trained on the rows outside of it. Their order makes no difference.
+
+    A fold with every row in it, as of a single one, leaves none to learn from: its model gives each row the same score.
+    """
     from scipy.sparse import vstack
 
     rows = sorted(rows, key=lambda row: str(row["id"]))
@@ -162,6 +165,8 @@ def _vectors(pairs: Sequence[Pair]) -> Any:
 def _fit(vectors: Any, labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.float64], float]:
     from sklearn.linear_model import SGDClassifier
 
+    if not len(labels):
+        return np.zeros(WIDTH), 0.0
     model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=8, tol=None, average=True, random_state=seed)
     model.fit(vectors, labels)
     return model.coef_[0], float(model.intercept_[0])

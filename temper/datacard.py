@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from temper import licences, metrics, records, sankey
+from temper import licences, metrics, record, records, sankey
 from temper.licences import Verdict
 from temper.records import Row
 from temper.sankey import Step
@@ -21,8 +21,7 @@ STAGES = ("ingest", "dedup", "quality", "pii", "split", "contamination", "mix", 
 # Of rows that left before personal data was replaced no text is shown, only these of their evidence.
 BEFORE_PII = STAGES[: STAGES.index("pii")]
 MEASURED = ("measure", "value", "limit")
-TRAINED = ("data/audit/train.jsonl", "data/audit/validation.jsonl")
-PROMPTS = "data/mix/preferences.jsonl"
+USES = ("supervised", "preference rows", "preference prompts", "RL prompts")
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 280  # characters of an example
 SOURCES = 25  # rows of the table by source
@@ -64,7 +63,7 @@ class Findings:
     """By benchmark; `hit_counts` has their numbers."""
     hit_counts: Counter[str]
     rows: Counter[tuple[str, str, str]]
-    """Rows that are trained on, by (source, licence, supervised or preferences)."""
+    """Rows that are trained on, by (source, licence, one of USES)."""
     rendered: list[Row]
     quality: list[dict[str, str]]
     lengths: list[dict[str, str]]
@@ -74,8 +73,7 @@ class Findings:
 def load(cfg: Any) -> Findings:
     """Everything that the data stages left; `cfg` is the section `datacard`."""
     found = {name: metrics.read(path) for name in STAGES if (path := Path(f"reports/{name}.json")).is_file()}
-    rows = counted(records.read(path) for path in TRAINED)
-    rows += counted([records.read(PROMPTS)], "preferences")
+    rows = counted(trained())
     reasons = [reason for name in found for reason in left(name, found[name], cfg.examples)]
     hits, hit_counts = contaminated(_rejected("contamination"), cfg.examples)
     return Findings(
@@ -106,9 +104,17 @@ def page(found: Findings, cfg: Any) -> str:
     return _render("data.html.j2", found, cfg, figures=figures, tiles=_tiles(found))
 
 
-def counted(parts: Iterable[Iterable[Row]], use: str = "supervised") -> Counter[tuple[str, str, str]]:
-    rows = chain.from_iterable(parts)
-    return Counter((str(row.get("source") or "unknown"), str(row.get("licence") or ""), use) for row in rows)
+def trained() -> Iterator[tuple[str, Iterable[Row]]]:
+    """(use, its rows) for each of USES: as training reads them, without validation, which is only evaluated."""
+    pairs = {row["id"]: row for row in records.read("data/mix/train.jsonl") if record.kind(row) == "preference"}
+    prompts = (records.read(f"data/mix/{split}.jsonl") for split in ("preferences", "rl"))
+    return zip(USES, (records.read("data/audit/train.jsonl"), pairs.values(), *prompts), strict=True)
+
+
+def counted(parts: Iterable[tuple[str, Iterable[Row]]]) -> Counter[tuple[str, str, str]]:
+    return Counter(
+        (str(row.get("source") or "unknown"), str(row.get("licence") or ""), use) for use, rows in parts for row in rows
+    )
 
 
 def used(rows: Mapping[tuple[str, str, str], int], cfg: Any) -> dict[str, list[str]]:
@@ -291,32 +297,43 @@ def _tiles(found: Findings) -> list[tuple[str, str, str]]:
     """(name, figure, note) for the top of the page."""
     values = list(found.metrics.values())
     last = found.metrics.get("audit", {})
-    trained = sum(rows for (_, _, use), rows in found.rows.items() if use == "supervised")
+    rows = Counter(use for _, _, use in found.rows.elements())
+    tokens = f"{last.get('tokens_train', 0):,} tokens, {last.get('tokens_trained_train', 0):,} in answers"
+    others = (f"{rows[use]:,} {use}" for use in USES[1:] if rows[use])
     reasons = f"{len(found.reasons)} reasons to leave"
     return [
         ("Rows read", f"{values[0]['seen']:,}" if values else "0", reasons),
-        (
-            "Rows trained on",
-            f"{trained:,}",
-            f"{last.get('tokens', 0):,} tokens, {last.get('tokens_trained', 0):,} in answers",
-        ),
+        ("Rows trained on", f"{rows[USES[0]]:,}", "; ".join([tokens, *others])),
         ("Longest row", f"{last.get('tokens_max', 0):,} tokens", f"{last.get('sequence_length', 0):,} fit"),
         ("Release", found.verdict.outcome, f"under {found.verdict.release}"),
     ]
 
 
-def _by_source(found: Findings) -> list[tuple[str, str, int, int]]:
-    """(source, licence, rows for supervised training, preference prompts), most rows first, the rest in one line."""
+def _by_source(found: Findings) -> list[tuple[str, str, list[int]]]:
+    """(source, licence, rows for each of USES), most rows first, the rest in one line."""
     pairs = {(source, licence) for source, licence, _ in found.rows}
-    table = [
-        (source, licence, found.rows[source, licence, "supervised"], found.rows[source, licence, "preferences"])
-        for source, licence in sorted(pairs)
-    ]
-    table.sort(key=lambda line: -(line[2] + line[3]))
+    table = [(source, licence, [found.rows[source, licence, use] for use in USES]) for source, licence in sorted(pairs)]
+    table.sort(key=lambda line: -sum(line[2]))
     if len(table) <= SOURCES:
         return table
-    rest = table[SOURCES:]
-    return [*table[:SOURCES], (f"{len(rest)} more", "", sum(line[2] for line in rest), sum(line[3] for line in rest))]
+    rest = [rows for _, _, rows in table[SOURCES:]]
+    return [*table[:SOURCES], (f"{len(rest)} more", "", [sum(of_use) for of_use in zip(*rest, strict=True)])]
+
+
+def _searched(values: Mapping[str, Any]) -> str:
+    """How benchmark items were looked for, and what could not be."""
+    passes = _prefixed(values, "pass_")
+    on, off = (", ".join(name for name, runs in passes if runs == wanted) for wanted in (1, 0))
+    parts = [f"Looked for by {on}", f"switched off: {off or 'nothing'}"]
+    if alone := values.get("items_verbatim_only"):
+        parts.append(f"{alone:,} items of our own by runs of words alone")
+    if short := values.get("items_too_short"):
+        parts.append(f"{short:,} of our own held-out requests are too short to be looked for")
+    return "; ".join(parts) + "."
+
+
+def _prefixed(values: Mapping[str, Any], prefix: str) -> list[tuple[str, int]]:
+    return [(key.removeprefix(prefix), n) for key, n in values.items() if key.startswith(prefix)]
 
 
 def _render(template: str, found: Findings, cfg: Any, **more: Any) -> str:
@@ -331,13 +348,12 @@ def _render(template: str, found: Findings, cfg: Any, **more: Any) -> str:
     shared = {
         "stages": [(name, values, funnel_holds(values)) for name, values in found.metrics.items()],
         "sources": _by_source(found),
+        "uses": USES,
         "licence_ids": [name if name in licences.LICENCES else "other" for name in ids],
         "size": size_category(sum(found.rows.values())),
-        "entities": [
-            (key.removeprefix("found_"), n)
-            for key, n in found.metrics.get("pii", {}).items()
-            if key.startswith("found_") and n
-        ],
+        "entities": [(name, n) for name, n in _prefixed(found.metrics.get("pii", {}), "found_") if n],
+        "benchmarks": _prefixed(found.metrics.get("contamination", {}), "benchmark_"),
+        "searched": _searched(found.metrics.get("contamination", {})),
         "audit": found.metrics.get("audit", {}),
         "unscrubbed": BEFORE_PII,
         "version": version,

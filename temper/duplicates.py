@@ -66,14 +66,14 @@ def find(
 ) -> list[Path]:
     """For each shard a file that `marked` reads. What `work` holds of an earlier try is taken up: keep it to one input.
 
-    Memory grows by about 360 bytes a row in `judge` and 60 in each task of `match`, and by a batch of rows elsewhere; the
-    folder by about ten bytes a word and 400 a row.
+    Memory grows by about 200 bytes a row in `judge` (350 where a row is alike to three others), 60 in each task of `match`, and
+    a batch of rows elsewhere; the folder by about ten bytes a word and 400 a row.
     """
     count = len(shards)
     steps: list[tuple[str, executors.Task, int]] = [
         ("sign", partial(_sign, tuple(shards), settings, work), count),
         ("match", partial(_match, settings, count, work), settings.bands),
-        ("judge", partial(_judge, count, work), 1),
+        ("judge", partial(judge, count, work), 1),
     ]
     if settings.semantic:
         steps[2:2] = [
@@ -149,7 +149,7 @@ def _compare(settings: Semantic, work: Path, rank: int, world_size: int) -> None
     _save_pairs(work, "semantic", rank, found)
 
 
-def _judge(shards: int, work: Path, rank: int, world_size: int) -> None:
+def judge(shards: int, work: Path, rank: int, world_size: int) -> None:
     """A verdict for every row of every shard."""
     columns = Columns(work, shards)
     views = sorted(folder.name for folder in (work / "pairs").iterdir())

@@ -4,11 +4,11 @@ Each format turns a row as it was found into the content that `record.make` chec
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from temper import html_text, record, tool_calls
+from temper import html_text, licences, record, tool_calls
 from temper.record import BadRow
 from temper.records import Row
 
@@ -40,7 +40,10 @@ def detect(rows: Sequence[Row]) -> str | None:
 
 
 def converted(row: Row, name: str, refusal: str) -> Row:
-    """The content of a row in the format `name`; `refusal` answers a question that its passage does not."""
+    """The content of a row in the format `name`; `refusal` answers a question that its passage does not.
+
+    `licence` is what the row states itself, of a synthesized one its teacher's too; "" where it states none.
+    """
     form = FORMATS[name]
     if not form.fits(row):
         raise BadRow("columns", f"not {name}, which has {form.keys}: this row has {keys(row)}")
@@ -49,6 +52,7 @@ def converted(row: Row, name: str, refusal: str) -> Row:
     named: Row = {"category": category} if isinstance(category, str) and category else {}
     if isinstance(row.get("provenance"), dict):
         named["provenance"] = row["provenance"]
+    named["licence"] = licences.together(_stated(row))
     if record.has_tests(row):
         named |= {key: row[key] for key in record.TESTS}
     content = named | form.convert(row)
@@ -66,6 +70,14 @@ def renamed(row: Row, columns: dict[str, str]) -> Row:
 def keys(row: Row) -> str:
     """The row's keys, for errors."""
     return ", ".join(str(key)[:30] for key in list(row)[:12]) or "none"
+
+
+def _stated(row: Row) -> Iterator[str]:
+    """The licences that a row names, under the key in either spelling."""
+    provenance = row.get("provenance")
+    teacher = provenance.get("teacher_licence") if isinstance(provenance, dict) else None
+    named = (row.get("licence"), row.get("license"), teacher)
+    yield from (one.strip() for one in named if isinstance(one, str) and one.strip())
 
 
 def _messages(row: Row) -> Row:

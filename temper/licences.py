@@ -152,6 +152,13 @@ def identified(text: str) -> str:
     return ALIASES.get(plain, short)
 
 
+def together(licences: Iterable[str | None]) -> str:
+    """The SPDX expression under which rows of several licences may be used; "" for none."""
+    stated = (part for licence in licences if licence for part in licence.split(" AND "))
+    parts = sorted({re.sub(r"^\((.*)\)$", r"\1", part) for part in stated})
+    return " AND ".join(f"({part})" if " OR " in part and len(parts) > 1 else part for part in parts)
+
+
 def verdict(used: Mapping[str, Iterable[str]], release: str) -> Verdict:
     """What the licences in `used` (by whom: sources, the base model) mean for a release under `release`; strictest wins."""
     findings = tuple(finding(licence, tuple(sorted(set(users))), release) for licence, users in sorted(used.items()))

@@ -74,7 +74,7 @@ def searched(row: Row) -> Iterator[str]:
     if row.get("tools"):
         formal = {calls.system_prompt(row["tools"]), calls.answer(row.get("gold"))}
     contents = [turn["content"] for key in TURNS for turn in row.get(key) or ()]
-    contents += [row["text"]] if row.get("text") else []
+    contents += [row[key] for key in ("text", "test") if row.get(key)]
     for content in contents:
         if content not in formal:
             yield from passages.searchable(content)
@@ -82,12 +82,13 @@ def searched(row: Row) -> Iterator[str]:
 
 
 def masked(row: Row, kinds: dict[str, str], stand_in: StandIn) -> Row:
-    """The row with each identifier of `kinds` (text → kind) replaced in turns, text, tools and gold; its id stays."""
+    """The row with each identifier of `kinds` (text → kind) replaced in turns, text, tools, gold and tests; its id stays."""
     if not kinds:
         return row
     replacement = Replacement(kinds, stand_in)
     changed: Row = {key: [_turn(turn, replacement) for turn in row[key]] for key in TURNS if row.get(key)}
     changed |= {"text": replacement.of_content(row["text"])} if row.get("text") else {}
+    changed |= {"test": replacement.of_code(row["test"])} if row.get("test") else {}
     changed |= {key: replacement.of_value(row[key]) for key in ("tools", "gold") if key in row}
     # Written anew, so that the answer and its gold call cannot differ, nor the signatures and the tools.
     if row.get("gold") and row["messages"][-1]["content"] == calls.answer(row["gold"]):
@@ -135,6 +136,10 @@ class Replacement:
         replaced = "".join(self._of_passage(passage) for passage in passages.split(content))
         # Again over the whole: an identifier may lie across the border of two passages.
         return self.of_text(replaced)
+
+    def of_code(self, code: str) -> str:
+        """Python of which nothing else says that it is code."""
+        return self._of_passage(Passage(code, "code", "python"))
 
     def of_string(self, text: str, write: passages.Write = passages.plainly) -> str:
         """A string that stands for itself, such as a value in JSON: all of it in another spelling, or parts of it."""

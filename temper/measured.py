@@ -1,6 +1,5 @@
 """What `make bench-data` and `make bench-train` measured, from reports/benchmarks/, as the tables of the README."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ PATTERNS = ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADD
 # Stages that move rows were measured on a million, those that look into the text on fewer.
 WHOLE, COSTLY = ("ingest", "dedup", "split", "mix"), ("quality", "pii", "contamination")
 STAGES = (*WHOLE, *COSTLY)
-SIZE = re.compile(r"scale_\d+_peak_gb")
 SIZES = (1_000_000_000, 10_000_000_000)
 MICROSECONDS_AN_HOUR = 3.6e9
 
@@ -60,7 +58,7 @@ def scale_table() -> str:
         return "Not measured yet."
     micros = {stage: float(values[f"{stage}_cpu_us_per_row"]) for stage in STAGES}
     disk = sum(float(values[f"{stage}_bytes_per_row"]) for stage in STAGES)
-    shuffle, memory = dedup_shuffle(dedup), dedup_memory(dedup)
+    shuffle, memory = (at_largest(dedup, f"{what}_bytes_per_row") for what in ("disk", "join"))
     head = "| rows | CPU-hours | of which | disk, all stages | dedup's shuffle | memory of its largest task |"
     rows = [
         f"| {size:.0e} | {hours(micros.values(), size):,.0f} | {shares(micros)} | {size * disk / 1e12:,.1f} TB | "
@@ -69,23 +67,17 @@ def scale_table() -> str:
     ]
     notes = (
         f"{', '.join(WHOLE)} measured on {values['rows']:,} rows, {', '.join(COSTLY)} as what {values['costly_rows']:,} more rows "
-        "add, all with conf/'s defaults: tokens counted, three scorers, MinHash and paraphrases. Not in it: the start of a task, "
-        "`audit`, which renders every row with the trainer's tokenizer, and embeddings in dedup."
+        "add, with conf/'s defaults (tokens counted, three scorers, MinHash and paraphrases) but for "
+        f"`{values['overrides']}`. Not in it: the start of a task, `audit`, which renders every row with the trainer's tokenizer, "
+        "embeddings in dedup, and contamination's memory, which grows with the held-out rows."
     )
     return "\n".join([head, "|---|---|---|---|---|---|", *rows, "", notes])
 
 
-def dedup_shuffle(values: Values) -> float:
-    """Bytes a row of signatures, shingles and pairs between dedup's tasks, at the largest measured size."""
-    sizes = sorted(key for key in values if key.startswith("scale_") and key.endswith("_disk_bytes_per_row"))
-    return float(values[sizes[-1]])
-
-
-def dedup_memory(values: Values) -> float:
-    """Bytes of memory that a row more takes, between the two largest measured sizes."""
-    peaks = {int(key.split("_")[1]): float(values[key]) for key in values if SIZE.fullmatch(key)}
-    *_, less, more = sorted({0: 0.0} | peaks)
-    return (peaks[more] - peaks.get(less, 0.0)) / (more - less) * 1e9
+def at_largest(values: Values, figure: str) -> float:
+    """`scale_<rows>_<figure>` of benchmarks.dedup at the largest of its sizes."""
+    sizes = {int(key.split("_")[1]): key for key in values if key.startswith("scale_") and key.endswith(figure)}
+    return float(values[sizes[max(sizes)]])
 
 
 def hours(micros: Any, rows: int) -> float:
@@ -103,16 +95,16 @@ def _dedup(values: Values) -> Iterator[Line]:
     for key, on in (("articles", "1,000 newspaper articles"), ("planted", "rows grown from real text, copies planted")):
         found = f"{values[f'{key}_recall']:.3f} / {values[f'{key}_precision']:.3f} ({values[f'{key}_precision_direct']:.3f})"
         yield Line("near duplicates: recall / precision (of the pair itself)", on, found, "0.99 / 0.99")
-    few, rate = f"{values['speed_stock_rows']:,}", values["speed_rows_per_second"]
+    rate = values["speed_rows_per_second"]
     speed = f"{values['speed_ratio']:.1f}× ({rate:,.0f} rows/s); the whole stage {values['speed_ratio_stage']:.1f}×"
     yield Line(
         "near duplicates: speed against Datatrove's MinHash",
-        f"the same comparison of {values['speed_rows']:,} rows ({few} for Datatrove), 14 × 8, 2 cores",
-        f"{speed}; {values['speed_ratio_same_rows']:.0f}× on {few} rows",
+        f"the same comparison of the same {values['speed_rows']:,} rows, 14 × 8, 2 cores",
+        speed,
         "20×",
     )
     recalls = f"{values['speed_recall']:.3f} / {values['stock_recall']:.3f}"
-    yield Line("near duplicates: recall there, ours / Datatrove's", f"the same {few} rows", recalls, "")
+    yield Line("near duplicates: recall there, ours / Datatrove's", "the same rows", recalls, "")
     yield Line("near duplicates: memory", "the largest size", f"{values['scale_peak_gb']:.1f} GB", "under 4 GB")
 
 
@@ -136,10 +128,13 @@ def _pii(values: Values) -> Iterator[Line]:
     )
     on = f"{values['secrets']} random keys of 20 issuers, {values['secrets_texts'] - values['secrets']} look-alikes"
     yield Line("secrets: recall; precision, with 95% intervals", on, secrets, "")
-    for key, what in (("people_and_places", "people and places too"), ("patterns", "fewer kinds: patterns alone")):
-        same, all_kinds = (values[f"{key}_2_processes_times_loop{end}"] for end in ("_same_kinds", ""))
-        found = f"{same:.1f}× its loop with the same kinds; {all_kinds:.1f}× with all of its kinds"
-        yield Line(f"identifiers: speed against Presidio's loop, {what}", "the same texts, 2 cores", found, "5×")
+    for key, what in (("people_and_places", "people and places too"), ("patterns", "patterns alone")):
+        one, two = (values[f"{key}_{count}_times_loop_same_kinds"] for count in ("1_process", "2_processes"))
+        batch = values[f"{key}_2_processes_times_batch"]
+        found = f"1 process {one:.1f}× its loop, 2 processes {two:.1f}×; 2 processes {batch:.1f}× its batch engine on 2, all kinds"
+        yield Line(
+            f"identifiers: speed against Presidio, the same kinds: {what}", "the same texts, 2 cores", found, "5×"
+        )
 
 
 def interval(values: Values, name: str) -> str:
@@ -200,6 +195,10 @@ def _quality(values: Values) -> Iterator[Line]:
 def _scale(values: Values) -> Iterator[Line]:
     found = f"{values['lost']} lost, {values['repeated']} repeated"
     yield Line("killed midway and resumed", f"{values['rows']:,} rows through ingest and dedup", found, "none")
+    if "kills" in values:
+        found = f"{values['killed_lost']} lost, {values['killed_repeated']} repeated"
+        on = f"{values['costly_rows']:,} rows from ingest to mix, beside a run that was left alone"
+        yield Line(f"killed {values['kills']} times, in every stage, and resumed", on, found, "none")
 
 
 def _train(values: Values) -> Iterator[Line]:

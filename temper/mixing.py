@@ -42,7 +42,7 @@ def targets(
     total = sum(weight for weight in weights.values() if weight is not None)
     if total <= 0 or min(weight or 0 for weight in weights.values()) < 0:
         raise SystemExit("conf/mix: weights must be at least 0, and one of them above it")
-    wanted = rows or sum(sizes.values())
+    wanted = sum(sizes.values()) if rows is None else rows
     return {name: round(wanted * (weights[name] or 0) / total) if size else 0 for name, size in sizes.items()}
 
 

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Any
 
@@ -72,7 +73,7 @@ class Repetition:
 @dataclass
 class Refusal:
     exempt: list[str]
-    """Categories where a refusal is the right answer."""
+    """Globs over a row's category and its source, where a refusal is the right answer."""
 
 
 @dataclass
@@ -217,7 +218,10 @@ def repeated(said: Said, limits: Repetition) -> Evidence | None:
 
 
 def refusal(said: Said, limits: Refusal) -> Evidence | None:
-    if said.row.get("category") in limits.exempt:
+    """An assistant that will not answer; to say that a passage does not tell is right where it does not."""
+    names = [said.row.get(key, "") for key in ("category", "source")]
+    is_exempt = any(fnmatchcase(name, glob) for name in names for glob in limits.exempt)
+    if is_exempt or said.row.get("answerable") is False:
         return None
     for turn in said.answers():
         if found := defects.refusal(turn):

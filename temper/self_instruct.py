@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from string import punctuation
 
+from temper import licences
 from temper.records import Row
 from temper.rouge import WORD, Wordings
 from temper.seeds import Seed, identity
-from temper.synthesis import Work, answered, garbled, setting, together
+from temper.synthesis import Work, answered, garbled, setting
 from temper.teacher import Reply
 
 
@@ -161,7 +162,7 @@ def _task(group: Group, text: str, parents: tuple[str, ...]) -> Seed:
     head = origin.head[:1] if origin.system else []
     categories = {seed.carried.get("category") for seed in group.seeds}
     shared = {
-        "licence": together(seed.carried.get("licence") for seed in group.seeds),
+        "licence": licences.together(seed.carried.get("licence") for seed in group.seeds),
         "category": categories.pop() if len(categories) == 1 else None,
     }
     carried = {key: value for key, value in (origin.carried | shared).items() if value}

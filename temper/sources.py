@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from temper import bfcl, downloads, files, formats, record, wheels
+from temper import bfcl, downloads, files, formats, licences, record, wheels
 from temper.record import BadRow
 from temper.records import Row
 
@@ -36,6 +36,7 @@ class Source:
     columns: dict[str, str]
     """Columns by other names than the format's, `{instruction: question, output: answer}`: ours: theirs."""
     licence: str
+    """Of each row, beside what the row states itself."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Unit:
     label: str
     """What rejected rows call the file: never a path of this machine's cache."""
     origin: str
-    """What records call their source."""
+    """What records call their source: what the globs of conf/mix and conf/quality match."""
     category: str
     """Of rows that name none."""
     format: str
@@ -88,7 +89,11 @@ def read(unit: Unit, rules: Rules) -> Iterator[Row]:
                 raise SystemExit(f"{place}: {error}: correct it, or set ingest.bad_rows to reject") from None
             yield {"place": place, "reason": error.reason, "detail": str(error)}
     if not count and unit.is_own and unit.span == files.WHOLE:
-        raise SystemExit(f"{unit.label}: empty, where rows were expected: fill it or take it out of conf/data")
+        if rules.bad_rows == "fail":
+            raise SystemExit(
+                f"{unit.label}: empty, where rows were expected: fill it, delete it, or set ingest.bad_rows to reject"
+            )
+        yield {"place": f"{unit.label}:1", "reason": "empty", "detail": "a file without rows"}
 
 
 def _found(unit: Unit, rules: Rules) -> Iterator[files.Found]:
@@ -106,7 +111,8 @@ def _made(unit: Unit, found: Row | BadRow, rules: Rules) -> Row:
         content = bfcl.row(**found)
     else:
         content = formats.converted(formats.renamed(found, unit.source.columns), unit.format, rules.refusal)
-    return record.make(content, unit.origin, unit.source.licence, unit.category)
+    licence = licences.together([unit.source.licence, content.get("licence")])
+    return record.make(content, unit.origin, licence, unit.category)
 
 
 def _check(source: Source, kinds: list[str]) -> None:
@@ -147,7 +153,13 @@ def _url_units(source: Source) -> Iterator[Unit]:
 
 def _file_units(source: Source) -> Iterator[Unit]:
     for path in _paths(source):
-        yield Unit(source, path, str(path), path.name, files.stem(path.name), source.format, is_own=True)
+        yield Unit(source, path, str(path), _origin(path), files.stem(path.name), source.format, is_own=True)
+
+
+def _origin(path: Path) -> str:
+    """A user's file by its path below raw/, since files of several folders may have one name; one elsewhere by its name."""
+    whole, raw = path.absolute(), RAW.absolute()
+    return whole.relative_to(raw).as_posix() if whole.is_relative_to(raw) else path.name
 
 
 def _paths(source: Source) -> list[Path]:

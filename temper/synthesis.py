@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, TypeVar
 
-from temper import calls, progress, record
+from temper import calls, licences, progress, record
 from temper.record import BadRow
 from temper.records import Row
 from temper.rouge import WORD
@@ -80,7 +80,7 @@ class Work:
             **evidence,
         }
         turns = [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
-        licence = together([teacher.licence, seed.carried.get("licence")])
+        licence = licences.together([teacher.licence, seed.carried.get("licence")])
         made = {"messages": [*seed.head, *turns], "licence": licence, "provenance": provenance}
         return record.identified(seed.carried | made)
 
@@ -152,11 +152,6 @@ def is_call(text: str, tools: list[Row]) -> bool:
         "arguments": {key: [calls.accepting(value)] for key, value in call["arguments"].items()},
     }
     return any(tool["name"] == call["name"] for tool in tools) and calls.score(text, tools, gold).exact
-
-
-def together(licences: Iterable[str | None]) -> str:
-    """The SPDX expression under which rows of several licences may be used; "" for none."""
-    return " AND ".join(sorted({part for licence in licences if licence for part in licence.split(" AND ")}))
 
 
 def unwrapped(text: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from commands.compose import composed
 from scripts import audit as stage
 from scripts.sft import Sft
-from temper import audit, axolotl, formats, labels, params, records, rendering, training
+from temper import audit, axolotl, formats, labels, params, records, rendering, training, truncation
 from temper.audit import Auditor
 from temper.labels import IGNORED, Labelled
 from temper.rendering import Messages, Prompt
@@ -179,11 +179,23 @@ def test_rows_that_cannot_be_trained_on_leave_and_the_counts_add_up() -> None:
     out = list(one.audited(rows))
     rejected = [row for row in out if "reason" in row]
     counts = audit.summary(one.tally, rejected, 400)
-    assert Counter(row["reason"] for row in rejected) == {"no_answer": 2, "too_long": 1}
+    assert Counter(row["reason"] for row in rejected) == {"no_answer": 1, "left_for_preferences": 1, "too_long": 1}
     assert counts["seen"] == 5 == counts["kept"] + sum(n for key, n in counts.items() if key.startswith("rejected_"))
     assert counts["truncated"] == 1
     assert counts["tokens_max"] <= 400
     assert not any("remedy" in row for row in rejected)
+
+
+def test_a_row_cut_into_windows_is_kept_once_and_one_that_vanishes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = auditor(ChatML(), policy="sliding_window")
+    windows = list(one.audited([row("c", "word " * 200)]))
+    counts = audit.summary(one.tally, [], 400)
+    assert (counts["seen"], counts["kept"], counts["written"]) == (1, 1, len(windows))
+    assert len(windows) > 1
+    monkeypatch.setattr(truncation, "fitted", lambda *_: [])
+    assert list(one.audited([row("d", "word " * 200)])) == []
+    with pytest.raises(AssertionError, match="2 rows seen, 1 kept, 0 rejected"):
+        audit.summary(one.tally, [], 400)
 
 
 def test_a_text_is_trained_on_as_a_whole_in_stretches() -> None:
@@ -306,14 +318,19 @@ def test_with_no_row_left_to_train_on_the_run_ends_and_says_what_sft_trains_on(
 ) -> None:
     pairs = [PREFERENCE | {"id": str(number)} for number in range(3)]
     with pytest.raises(
-        SystemExit, match=r"train.jsonl is left to train on \(3 no_answer\): .* messages, sharegpt"
+        SystemExit, match=r"train.jsonl is left to train on \(3 left_for_preferences\): .* messages, sharegpt"
     ) as end:
         run(tmp_path, monkeypatch, pairs)
     assert "\n" not in str(end.value)
     assert not Path("reports/audit.json").exists()
     assert {*stage.TRAINABLE} == {*formats.FORMATS, "bfcl"} - {"preference"}
-    run(tmp_path, monkeypatch, [*pairs, row("a")])
-    assert json.loads(Path("reports/audit.json").read_text())["rejected_no_answer"] == 3
+    run(tmp_path, monkeypatch, [*pairs, row("a"), row("b")])
+    counts = json.loads(Path("reports/audit.json").read_text())
+    assert (counts["rejected_left_for_preferences"], counts["written"]) == (3, 3)
+    assert (counts["rows_train"], counts["rows_validation"]) == (2, 1)
+    assert counts["tokens_train"] == 2 * counts["tokens_validation"] == counts["tokens"] * 2 // 3
+    assert counts["tokens_trained_train"] == 2 * (len(ANSWER) + 1)
+    assert len(list(records.read("data/audit/rendered.jsonl"))) == 2
 
 
 def test_rows_are_compared_or_the_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

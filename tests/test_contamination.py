@@ -27,6 +27,7 @@ QUESTION = (
     "Write a function that returns the sum of all even numbers in a list of integers, "
     "ignoring those that are larger than one thousand."
 )
+PASSAGE = "I moved to the coast some years ago, and since then I have kept bees behind the old lighthouse"
 FILLING = "Before we start, here is some text about gardens. {} After that, more text about rivers and boats."
 RULES = ngrams.Rules(ngram=13, coverage_ngram=8, max_coverage=0.5, max_items=None)
 COPIES = nearcopies.Rules(shingle=2, min_words=13, bands=32, rows=3, min_jaccard=0.5)
@@ -280,6 +281,13 @@ def test_a_benchmark_that_is_not_what_conf_says_is_named(tmp_path: Path, monkeyp
         SystemExit, match=r"the Hub did not give .* of openai/gsm8k .*or state a local copy as kind: file"
     ):
         benchmarks.items(benchmark)
+    for malformed in ("openai/gsm8k/main", "openai//gsm8k", "gsm 8k"):
+        benchmark.id = malformed
+        with pytest.raises(
+            SystemExit, match=rf"benchmark 'bench': {malformed}: no such data set, .*: correct it"
+        ) as error:
+            benchmarks.items(benchmark)
+        assert "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -333,6 +341,7 @@ def run(settings: dict[str, Any], **splits: list[Row]) -> None:
     # Two shards, as a larger set has.
     records.write("data/split/00000.jsonl", rows[::2])
     records.write("data/split/00001.jsonl", rows[1::2])
+    records.write(contamination.PASSAGES, [{"id": "essay/1", "text": PASSAGE}])
     contamination.main()
 
 
@@ -346,7 +355,7 @@ def test_contaminated_training_rows_are_dropped_with_evidence(settings: dict[str
     train = [row("clean", "what is the weather"), row("public", FILLING.format(QUESTION)), row("own", f"please: {own}")]
     run(
         settings,
-        train=[*train, row("gold", frozen)],
+        train=[*train, row("gold", frozen), row("read", FILLING.format(PASSAGE))],
         preferences=[row("prompt", own)],
         test=[row("held", own)],
         golden=[row("frozen", frozen), row("like a test row", own)],
@@ -361,6 +370,7 @@ def test_contaminated_training_rows_are_dropped_with_evidence(settings: dict[str
         "public": ("train", "bench", "bench/7", "13-gram"),
         "own": ("train", "test", "held", "13-gram"),
         "gold": ("train", "golden", "frozen", "6-gram"),
+        "read": ("train", "general", "essay/1", "13-gram"),
         "prompt": ("preferences", "test", "held", "13-gram"),
     }
     assert evidence["own"]["item_text"] == own
@@ -371,10 +381,13 @@ def test_contaminated_training_rows_are_dropped_with_evidence(settings: dict[str
         ("like a test row", "minhash"),
     }
     counts = metrics.read("reports/contamination.json")
-    assert (counts["seen"], counts["kept"]) == (9, 5)
+    assert (counts["seen"], counts["kept"]) == (10, 5)
     assert (counts["rejected_bench"], counts["rejected_test"], counts["rejected_golden"]) == (1, 2, 1)
+    assert counts["rejected_general"] == 1
     assert (counts["kept_train"], counts["kept_validation"], counts["kept_test"]) == (1, 1, 1)
-    assert (counts["found_ngram"], counts["items"]) == (4, 4)
+    assert (counts["found_ngram"], counts["items"]) == (5, 5)
+    assert (counts["benchmark_bench"], counts["benchmark_test"], counts["benchmark_golden"]) == (1, 1, 2)
+    assert [counts[f"pass_{name}"] for name in contamination.PASSES] == [1, 1, 1, 0]
 
 
 def edited(text: str) -> str:
@@ -462,9 +475,9 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, Any]) -> None
         SystemExit, match=r"1 items of our own, above max_own \(0\), and ngram and coverage_ngram are off"
     ):
         run(settings | {"ngram": None, "coverage_ngram": None, "max_own": 0})
-    for name in ("test", "golden"):
+    for name in ("test", "golden", "general"):
         with pytest.raises(
-            SystemExit, match=rf"two benchmarks are named '{name}' \(test and golden are our own splits\)"
+            SystemExit, match=rf"two benchmarks are named '{name}' \(test, golden and general are our own\)"
         ):
             run(settings | {"benchmarks": [settings["benchmarks"][0] | {"name": name}]})
     with pytest.raises(SystemExit, match="two benchmarks are named 'bench'"):

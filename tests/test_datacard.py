@@ -11,8 +11,9 @@ import yaml
 
 from scripts import datacard as stage
 from scripts.datacard import Datacard
-from temper import datacard, licences, metrics, params, records, sankey
+from temper import datacard, licences, metrics, params, records, sankey, sources
 from temper.sankey import Step
+from temper.sources import Source
 
 QUALITY = ("length", "language", "encoding", "repetition", "refusal", "truncated_answer", "answer_in_prompt", "bucket")
 MAIL = "ada@example.com"
@@ -47,6 +48,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stages["audit"] |= {f"tokens_p{share}": 2 * share for share in (50, 90, 95, 99)}
     stages["audit"] |= {"tokens_trained": 7000, "sequence_length": 256, "over_long": 1, "truncated": 0, "compared": 499}
     stages["audit"] |= {"system_prompts": 3, "system_prompt_most_rows": 200}
+    stages["audit"] |= {"rows_train": 450, "rows_validation": 49, "tokens_train": 45000, "tokens_trained_train": 6300}
+    stages["contamination"] |= {"benchmark_gsm8k": 1319, "benchmark_humaneval": 164, "benchmark_test": 100}
+    stages["contamination"] |= {"pass_coverage": 1, "pass_ngram": 1, "pass_paraphrase": 0, "items_too_short": 2}
     for name, values in stages.items():
         metrics.write(f"reports/{name}.json", values)
     Path("reports/plots").mkdir()
@@ -61,7 +65,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     records.write("data/audit/train.jsonl", [chat("a")] * 3)
     records.write("data/audit/validation.jsonl", [chat("b")])
+    pair: dict[str, Any] = {
+        "kind": "preference",
+        "messages": [{"role": "user", "content": "d"}],
+        "chosen": [],
+        "rejected": [],
+    }
+    given = [chat("d", **pair) | {"id": name} for name in "xyy"]  # the mix holds one twice
+    records.write("data/mix/train.jsonl", [chat("a")] * 3 + given)
     records.write("data/mix/preferences.jsonl", [chat("c")] * 2)
+    records.write("data/mix/rl.jsonl", [chat("e")] * 5)
     segments = [{"text": "user asks <b>", "trained": False}, {"text": "null<|im_end|>", "trained": True}]
     rendered = {"id": "00ff", "category": "simple", "tokens": 9, "segments": segments}
     records.write("data/audit/rendered.jsonl", [rendered])
@@ -81,6 +94,20 @@ def test_card_and_page_have_every_reason_with_its_rows(run: Path) -> None:
     for reason in found.reasons:
         assert f"{reason.rows} {reason.name.replace('_', ' ')}" in card
         assert f"<b>{reason.name.replace('_', ' ')}</b>" in page
+
+
+def test_rows_are_counted_by_what_they_are_for_and_validation_is_not_trained_on(run: Path) -> None:
+    found = datacard.load(settings())
+    card, page = datacard.card(found, settings()), datacard.page(found, settings())
+    assert "| bfcl-eval 1.0/simple | apache-2.0 | 3 | 2 | 2 | 5 |" in card
+    assert '<td class="n">3</td><td class="n">2</td><td class="n">2</td><td class="n">5</td>' in page
+    assert "Of 450 rows with 45000 tokens, 6300 tokens are trained on" in card
+    assert "49 more rows are for validation: evaluated, not trained on" in card
+    assert "45,000 tokens, 6,300 in answers; 2 preference rows; 2 preference prompts; 5 RL prompts" in page
+    assert all("RL prompts are set aside" in text for text in (card, page))
+    records.write("data/mix/rl.jsonl", [])
+    found = datacard.load(settings())
+    assert "RL prompts are set aside" not in datacard.card(found, settings()) + datacard.page(found, settings())
 
 
 def test_the_funnel_gives_every_branch_a_line_of_its_own(run: Path) -> None:
@@ -154,6 +181,18 @@ def test_contamination_is_shown_by_benchmark_with_its_evidence(run: Path) -> Non
     assert "<mark>sold clips to 48 of her friends</mark>" in datacard.page(found, settings())
 
 
+def test_every_benchmark_is_named_with_its_items_and_so_is_what_was_not_looked_for(run: Path) -> None:
+    found = datacard.load(settings())
+    card, page = datacard.card(found, settings()), datacard.page(found, settings())
+    assert "| humaneval | 164 | 0 |" in card
+    assert "| gsm8k | 1319 | 4 |" in card
+    assert '<td>humaneval</td><td class="n">164</td><td class="n">0</td>' in page
+    for text in (card, page):
+        assert "Looked for by coverage, ngram; switched off: paraphrase; 2 of our own held-out requests are too" in text
+    Path("reports/contamination.json").unlink()
+    assert "Not looked for." in datacard.card(datacard.load(settings()), settings())
+
+
 def test_trained_tokens_are_bold_and_masked_ones_are_not(run: Path) -> None:
     page = datacard.page(datacard.load(settings()), settings())
     assert "<pre>user asks &lt;b&gt;<b>null&lt;|im_end|&gt;</b></pre>" in page
@@ -200,6 +239,19 @@ def test_a_row_with_another_licence_than_its_source_counts(run: Path) -> None:
     found = datacard.load(settings())
     assert found.verdict.outcome == licences.INCOMPATIBLE
     assert "bar training other models" in datacard.page(found, settings())
+
+
+def test_a_teacher_s_terms_reach_the_verdict_whatever_the_preset_says_of_its_file(run: Path) -> None:
+    """What `make synthesize` writes, read by a glob over raw/ that states a licence for all of it."""
+    stated = {"kind": "file", "id": "raw/*.jsonl", "revision": None, "licence": "cc-by-4.0"}
+    source = Source(**stated, sha256=None, format="auto", files=[], columns={})  # type: ignore[arg-type]
+    rules = sources.Rules(bad_rows="fail", max_bytes=1000, refusal="")
+    for taught, outcome in (("openai-terms", licences.INCOMPATIBLE), ("mit", licences.PERMITTED)):
+        grown = {"prompt": "Why?", "completion": "So.", "provenance": {"teacher_licence": taught}}
+        records.write("raw/synthetic-distil.jsonl", [grown])
+        [unit] = sources.units([source], rules)
+        records.write("data/audit/train.jsonl", sources.read(unit, rules))
+        assert datacard.load(settings(sources=[stated])).verdict.outcome == outcome
 
 
 def test_licences_that_exclude_the_release_fail_the_run_or_warn(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,7 @@ def test_the_gate_catches_every_leaked_row_and_says_why(tmp_path: Path, monkeypa
     leaked = drill.chosen(TEST, 0.05, seed=1)
     records.write(f"{drill.SPLIT}/00000.jsonl", drill.mixed(TRAIN + TEST + leaked, seed=1))
     OmegaConf.save({"contamination": SETTINGS, "executor": {"kind": "local", "workers": 1}}, "params.yaml")
+    records.write(contamination.PASSAGES, [])
     contamination.main()
     passed = drill.of(list(shards.read(drill.PASSED)), "train")
     assert {one["id"] for one in passed} == {one["id"] for one in TRAIN}
@@ -81,6 +82,7 @@ class InProcess(drill.Scratch):
         self.frozen: list[str] = []
         records.write(root / drill.SPLIT / "00000.jsonl", TRAIN + TEST)
         records.write(root / drill.PASSED / "00000.jsonl", TRAIN + TEST)
+        records.write(root / contamination.PASSAGES, [])
 
     def run(self, *module: str) -> "subprocess.CompletedProcess[str]":
         assert module[:2] == ("dvc", "freeze")
@@ -169,12 +171,18 @@ def test_the_drill_succeeds_only_where_every_leaked_row_is_named_and_dropped(
     assert f", {named} of 10 rows named" in capsys.readouterr().out
 
 
-def test_rows_too_short_to_be_looked_for_do_not_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_too_short_to_be_looked_for_leak_too_and_are_named_as_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("TEMPER_SCRATCH", str(tmp_path / "scratch"))
     short = {"id": "why", "split": "test", "messages": [{"role": "user", "content": "Why?"}]}
     scratch = InProcess(tmp_path / "clone", [])
     records.write(scratch.root / drill.SPLIT / "00000.jsonl", [*TRAIN, *TEST[:9], short])
-    assert drill.gate(scratch, share=1, seed=1)
+    assert not drill.gate(scratch, share=1, seed=1)
+    said = capsys.readouterr().out
+    assert "leaked 10 of 10 test rows into 50 training rows" in said
+    assert "9 of 10 leaked rows caught, 1 passed" in said
+    assert "of the missed rows 1 have fewer than 5 words, too few to be looked for: why" in said
     assert scratch.frozen == ["split"]
 
 

@@ -117,13 +117,28 @@ def test_a_source_that_is_not_there_or_empty_or_changed(run: Callable[..., dict[
     with pytest.raises(SystemExit, match=r"^raw/\*\.jsonl: no such file: correct `id`"):
         run()
     Path("raw/none.jsonl").write_bytes(b"")
-    with pytest.raises(SystemExit, match=r"^raw/none\.jsonl: empty"):
-        run(bad_rows="reject")
+    with pytest.raises(SystemExit, match=r"^raw/none\.jsonl: empty, .*: fill it, delete it, or set ingest\.bad_rows"):
+        run()
+    write(line(1), name="some")
+    found = run(bad_rows="reject")
+    assert (found["seen"], found["kept"], found["rejected_empty"]) == (2, 1, 1)
+    assert [row["place"] for row in records.read("data/rejected/ingest.jsonl")] == ["raw/none.jsonl:1"]
     write(line(0), name="none")
     with pytest.raises(SystemExit, match=r"^raw/none\.jsonl: sha256 is [0-9a-f]{64}, conf/data expects 00"):
         run(source={"id": "raw/none.jsonl", "sha256": "0" * 64})
     with pytest.raises(SystemExit, match="no reader for 'file/parquet': choose one of auto, preference, messages"):
         run(source={"format": "parquet"})
+
+
+def test_files_of_one_name_in_several_folders_are_several_sources(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    for number, folder in enumerate(("general", "safety")):
+        Path("raw", folder).mkdir()
+        write(line(number), name=f"{folder}/x")
+    for id in ("raw/*/*.jsonl", f"{tmp_path}/raw/*/*.jsonl"):
+        run(source={"id": id})
+        assert [row["source"] for row in shards.read("data/ingest")] == ["general/x.jsonl", "safety/x.jsonl"]
 
 
 def test_a_file_whose_edits_dvc_would_not_notice_is_refused(run: Callable[..., dict[str, Any]]) -> None:
@@ -436,3 +451,23 @@ def test_where_a_synthesized_row_comes_from_stays_with_it(run: Callable[..., dic
     write(line(0) | {"provenance": origin})
     run()
     assert [row["provenance"] for row in shards.read("data/ingest")] == [origin]
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({}, "cc0-1.0"),
+        ({"licence": " "}, "cc0-1.0"),
+        ({"licence": 3, "provenance": "a book"}, "cc0-1.0"),
+        ({"licence": "cc0-1.0"}, "cc0-1.0"),
+        ({"license": "mit"}, "cc0-1.0 AND mit"),
+        ({"licence": "mit AND openai-terms"}, "cc0-1.0 AND mit AND openai-terms"),
+        ({"provenance": {"teacher_licence": "openai-terms"}}, "cc0-1.0 AND openai-terms"),
+    ],
+)
+def test_the_licence_that_a_row_states_stays_with_it(
+    run: Callable[..., dict[str, Any]], stated: dict[str, Any], expected: str
+) -> None:
+    write(line(0) | stated)
+    run()
+    assert [row["licence"] for row in shards.read("data/ingest")] == [expected]

@@ -102,7 +102,7 @@ names = st.sampled_from(list(formats.FORMATS))
 
 
 def sifted(name: str, content: bytes, format: str = formats.AUTO) -> list[Row]:
-    """What ingest makes of a file, after the checks that hold for any; [] where it says in one line that there are no rows."""
+    """What ingest makes of a file, after the checks that hold for any; [] where it says in one line that no format fits."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
@@ -111,7 +111,7 @@ def sifted(name: str, content: bytes, format: str = formats.AUTO) -> list[Row]:
             [unit] = sources.units([source], RULES)
             found = list(sources.read(unit, RULES))
         except SystemExit as error:
-            assert re.search(r": empty, where rows|: no format has its keys", str(error))
+            assert ": no format has its keys" in str(error)
             assert "\n" not in str(error)
             return []
         for row in found:
@@ -171,7 +171,8 @@ def test_every_line_is_accounted_for(
     content = mark + end.join([*long, *(one[: len(one) // 2] + dirt + one[len(one) // 2 :] for one in lines)])
     seen = sum(bool(one.strip()) for one in content.removeprefix(mark).split(b"\n"))
     found = sifted("data.jsonl", content, format)
-    assert len(found) == seen
+    assert len(found) == max(seen, 1)
+    assert seen or found[0]["reason"] == "empty"
     assert sum(row.get("reason") == "too_big" for row in found) >= extra
 
 

@@ -10,6 +10,21 @@ def judged(release: str, *used: str) -> licences.Verdict:
     return verdict({licence: [f"source of {licence}"] for licence in used}, release)
 
 
+@pytest.mark.parametrize(
+    ("stated", "expression"),
+    [
+        (["mit", None, ""], "mit"),
+        (["mit", "cc-by-4.0 AND mit"], "cc-by-4.0 AND mit"),
+        (["mit OR apache-2.0"], "mit OR apache-2.0"),
+        (["cc-by-4.0", "mit OR apache-2.0", "(mit OR apache-2.0)"], "cc-by-4.0 AND (mit OR apache-2.0)"),
+        ([], ""),
+    ],
+)
+def test_licences_are_joined_once_each(stated: list[str | None], expression: str) -> None:
+    assert licences.together(stated) == expression
+    assert licences.together([expression]) == expression
+
+
 @pytest.mark.parametrize("licence", ["apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "odc-by"])
 def test_permissive_data_permits_a_permissive_release(licence: str) -> None:
     found = judged("apache-2.0", licence)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import contamination, secret_texts
-from temper import measured, metrics, paraphrase
+from benchmarks import contamination, dedup, scale, secret_texts
+from temper import measured, metrics, paraphrase, records
 from temper.ngrams import Item
 
 RULES = paraphrase.Rules(
@@ -85,13 +85,41 @@ def test_secrets_and_look_alikes_are_the_same_ones_in_every_run() -> None:
     assert {one.form for one in texts if not one.secret} == set(secret_texts.LOOK_ALIKES)
 
 
-DEDUP = {"scale_0010000_peak_gb": 0.3, "scale_0100000_peak_gb": 0.4, "scale_1000000_peak_gb": 0.76}
-DEDUP |= {"scale_0100000_disk_bytes_per_row": 900.0, "scale_1000000_disk_bytes_per_row": 1000.0, "scale_peak_gb": 0.76}
+DEDUP = {"scale_0100000_join_bytes_per_row": 900.0, "scale_1000000_join_bytes_per_row": 400.0, "scale_peak_gb": 0.76}
+DEDUP |= {"scale_0100000_disk_bytes_per_row": 900.0, "scale_1000000_disk_bytes_per_row": 1000.0}
 
 
-def test_the_memory_of_dedup_is_what_a_row_more_takes_at_the_largest_sizes() -> None:
-    assert measured.dedup_memory(DEDUP) == pytest.approx(400)
-    assert measured.dedup_memory({"scale_1000000_peak_gb": 0.5}) == pytest.approx(500)
+def test_datatrove_gets_the_rows_that_ours_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [[f"word{number}-{place}" for place in range(20)] for number in range(9)]
+    grown = [(dedup.as_row(of), number, 0) for number, of in enumerate([*words, words[0]])]
+    monkeypatch.setattr(dedup, "grow", lambda data, count, long_share: iter(grown[:count]))
+    given: list[tuple[str, list[str]]] = []
+
+    def run(child: str, folder: Path) -> dict[str, Any]:
+        given.append((child, sorted(row["id"] for path in folder.glob("in/*") for row in records.read(path))))
+        seconds = {"ours": 1.0, "stage": 2.0, "stock": 20.0}[child]
+        return {"seconds": seconds, "cpu_seconds": seconds, "labels": [*range(9), 0]}
+
+    monkeypatch.setattr(dedup, "measured", run)
+    values = dedup.speed(tmp_path, 10, 2, tmp_path / "speed")
+    rows = sorted(row["id"] for row, _, _ in grown)
+    assert given == [(child, rows) for child in ("ours", "stage", "stock")] * 2
+    assert (values["speed_ratio"], values["speed_ratio_stage"], values["speed_rows_per_second"]) == (20, 10, 10)
+    assert (values["speed_recall"], values["stock_recall"], values["stock_precision"]) == (1, 1, 1)
+
+
+def test_a_row_that_a_kill_loses_or_repeats_anywhere_is_counted(tmp_path: Path) -> None:
+    def ends(name: str, *, train: str, rejected: str) -> Any:
+        records.write(tmp_path / name / "data/mix/train.jsonl", [{"id": one} for one in train])
+        records.write(tmp_path / name / "data/rejected/pii.jsonl", [{"id": one} for one in rejected])
+        records.write(tmp_path / name / "data/rejected/ingest.jsonl", [{"place": "raw/0.jsonl:7"}])
+        return scale.ends(tmp_path / name)
+
+    whole = ends("whole", train="abc", rejected="de")
+    assert scale.compared(whole, ends("same", train="cab", rejected="ed")) == {"lost": 0, "repeated": 0}
+    assert scale.compared(whole, ends("bad", train="abbb", rejected="de")) == {"lost": 1, "repeated": 2}
+    assert scale.compared(whole, ends("moved", train="abcd", rejected="e")) == {"lost": 1, "repeated": 1}
+    assert scale.KILLS.keys() == set(scale.STAGES)
 
 
 def test_the_scale_table_takes_every_stage_and_says_what_is_not_in_it(
@@ -100,12 +128,19 @@ def test_the_scale_table_takes_every_stage_and_says_what_is_not_in_it(
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
     costs = dict.fromkeys((f"{stage}_cpu_us_per_row" for stage in measured.STAGES), 36.0)
     sizes = dict.fromkeys((f"{stage}_bytes_per_row" for stage in measured.STAGES), 500)
-    metrics.write(tmp_path / "scale.json", costs | sizes | {"rows": 1_000_000, "costly_rows": 20_000})
+    about = {"rows": 1_000_000, "costly_rows": 20_000, "overrides": "data=text split.test=0.01"}
+    metrics.write(tmp_path / "scale.json", costs | sizes | about)
     metrics.write(tmp_path / "dedup.json", DEDUP)
     table = measured.scale_table()
     assert "| 1e+09 | 70 |" in table
     assert "| 3.5 TB | 1.0 TB | 400 GB |" in table
     assert "20,000 more rows" in table
+    assert "but for `data=text split.test=0.01`" in table
+    kills = {"kills": 11, "killed_lost": 0, "killed_repeated": 1, "lost": 0, "repeated": 0, "machine": "a machine"}
+    metrics.write(tmp_path / "scale.json", costs | sizes | about | kills)
+    assert "| killed 11 times, in every stage, and resumed | 20,000 rows from ingest to mix" in measured.table(
+        ["scale"]
+    )
     assert "Not in it" in table
 
 
@@ -122,15 +157,16 @@ def test_the_least_pattern_is_told_with_its_number_and_interval(
         values |= {f"secrets_{name}": 0.9, f"secrets_{name}_low": 0.85, f"secrets_{name}_high": 0.93}
     for key in ("patterns", "people_and_places"):
         values |= {
-            f"{key}_2_processes_times_loop": 9.0 if key == "patterns" else 8.0,
+            f"{key}_1_process_times_loop_same_kinds": 4.0,
             f"{key}_2_processes_times_loop_same_kinds": 7.0,
+            f"{key}_2_processes_times_batch": 3.0 if key == "patterns" else 2.0,
         }
     metrics.write(tmp_path / "pii.json", values)
     table = measured.table(measured.DATA)
     assert "1.00 (US_SSN, n = 10: recall 1.00, 95% interval 0.72–1.00; Presidio's defaults 0.62)" in table
     assert "0.90 (0.85–0.93); 0.90 (0.85–0.93)" in table
     assert (
-        "fewer kinds: patterns alone | the same texts, 2 cores | 7.0× its loop with the same kinds; 9.0× with all"
+        "patterns alone | the same texts, 2 cores | 1 process 4.0× its loop, 2 processes 7.0×; 2 processes 3.0×"
         in table
     )
     assert "templates behind presidio_research was read while the patterns were written" in table

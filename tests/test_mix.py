@@ -58,6 +58,38 @@ def test_a_row_of_no_group_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run(tmp_path, monkeypatch, {"general": 1}, groups={"domain": {"sources": ["domain"], "weight": 1.0}})
 
 
+WEIGHTED = {"all": {"sources": ["*"], "weight": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rows": 0}, r"^mix\.rows is 0: choose 1 or more, or null"),
+        ({"rows": -5}, r"^mix\.rows is -5: choose 1 or more, or null"),
+        ({"temperature": 0.5}, r"^mix\.temperature is 0\.5: choose 1 or more"),
+        ({"temperature": 2.0}, r"^mix\.temperature is 2\.0, which only groups without weights take"),
+        (
+            {"temperature": 2.0, "groups": WEIGHTED},
+            r"^mix\.temperature is 2\.0, which only groups without weights take",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message) as error:
+        run(tmp_path, monkeypatch, {"domain": 4}, **wrong)
+    assert "\n" not in str(error.value)
+    assert not Path("data/mix").exists()
+
+
+def test_a_row_that_no_file_takes_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, monkeypatch, {"domain": 4})
+    records.write("data/contamination/00001.jsonl", [{"id": "lost", "source": "domain", "split": "tset"}])
+    with pytest.raises(AssertionError, match="10 rows seen, 9 kept, 0 rejected"):
+        mix.main()
+
+
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 40), min_size=1), st.integers(1, 200), st.integers(0, 9))
 def test_targets_are_met_exactly_and_copies_differ_by_one(sizes: dict[str, int], rows: int, seed: int) -> None:
     wanted = mixing.targets(sizes, dict.fromkeys(sizes), 1.0, rows)

@@ -143,6 +143,23 @@ def test_text_chat_and_preference_rows_are_masked_whole() -> None:
     assert preference["masked"] == {"EMAIL_ADDRESS": 1, "IP_ADDRESS": 1}
 
 
+@pytest.mark.parametrize("stand_in", [masking.placeholder, partial(pseudonyms.fake, seed=1)])
+def test_the_tests_of_a_request_for_code_go_on_testing_what_it_asks_for(stand_in: masking.StandIn) -> None:
+    given = "['jane@corp.com', '(415) 555-2671']"
+    said = f"Write office(), which returns {given}."
+    answer = f"def office():\n    return {given}"
+    tests = f"def check(office):\n    '''\n    ```\n    '''\n    assert office() == {given}  # not 10.0.0.1\n"
+    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+    before = {"id": "1", "kind": "chat", "messages": turns, "tools": [], "test": tests, "entry_point": "office"}
+    after = scrubbed(before, stand_in=stand_in)
+    assert not any(one in json.dumps(after) for one in ("jane@corp.com", "2671", "10.0.0.1"))
+    assert after["masked"] == {"EMAIL_ADDRESS": 1, "IP_ADDRESS": 1, "PHONE_NUMBER": 1}
+    names: dict[str, Any] = {}
+    exec(after["messages"][1]["content"] + "\n" + after["test"], names)
+    names["check"](names["office"])
+    assert repr(names["office"]()) in after["messages"][0]["content"]
+
+
 def test_what_is_allowed_stays() -> None:
     allowed = Allowed(("HELP@example.com",), (r".*@shop\.example\.com", r"10\.0\.\d+\.\d+"))
     text = "help@example.com, b@shop.example.com and c@example.com at 10.0.3.4"

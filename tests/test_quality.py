@@ -281,6 +281,16 @@ def test_the_classifier_does_not_depend_on_the_order_of_its_rows() -> None:
     assert (classifier.train(rows, 1).weights != classifier.train(rows, 2).weights).any()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_that_all_lie_in_one_fold_have_the_same_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    rows = [one for one in good(60) if classifier.fold(one, 17) == 0][:count]
+    assert list(classifier.train(rows, 17).scores(rows)) == [0.0] * count
+    counts = run(tmp_path, monkeypatch, rows, scorers=[scorer("linear")])
+    assert (counts["kept"], counts["bucket_linear_10"]) == (count, count)
+
+
 def test_a_corruption_is_never_the_answer_itself() -> None:
     pairs = [("why", "null"), ("what", "a"), ("who", ""), *map(classifier.pair, good(20))]
     for (request, response), (asked, broken) in zip(

@@ -204,8 +204,21 @@ def test_sorry_and_cannot_are_no_refusals_of_their_own(response: str, limits: Ru
     assert reason(chat(response), limits) is None
 
 
-def test_a_refusal_is_right_in_an_exempt_category(limits: Rules) -> None:
-    assert reason(chat("I can't help with that.") | {"category": "safety"}, limits) is None
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        ({"category": "safety"}, None),
+        ({"category": "safety-en"}, None),
+        ({"source": "safety/refusals.jsonl"}, None),
+        ({"source": "general/safety.jsonl"}, "refusal"),
+        ({"answerable": False}, None),
+        ({"answerable": True}, "refusal"),
+    ],
+)
+def test_a_refusal_is_right_where_it_is_exempt_or_nothing_can_be_answered(
+    limits: Rules, about: Row, expected: str | None
+) -> None:
+    assert reason(chat("I'm sorry, but I can't answer that.") | about, limits) == expected
 
 
 @pytest.mark.parametrize(
