@@ -9,7 +9,7 @@ from temper import metrics
 
 FOLDER = Path("reports/benchmarks")
 Values = dict[str, Any]
-DATA, TRAINING = ("dedup", "pii", "contamination", "quality", "scale"), ("train",)
+DATA, TRAINING = ("dedup", "pii", "contamination", "quality", "scale", "drill"), ("train",)
 PATTERNS = ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "US_SSN", "URL")
 # Stages that move rows were measured on a million, those that look into the text on fewer.
 WHOLE, COSTLY = ("ingest", "dedup", "split", "mix"), ("quality", "pii", "contamination")
@@ -201,6 +201,13 @@ def _scale(values: Values) -> Iterator[Line]:
         yield Line(f"killed {values['kills']} times, in every stage, and resumed", on, found, "none")
 
 
+def _drill(values: Values) -> Iterator[Line]:
+    scores = [float(values[f"leaked_exact_{name}"]) for name in ("clean", "contaminated")]
+    caught = "all caught" if values["gate_caught_all"] else "not all caught"
+    found = f"{caught}; let pass, exact answers on them {scores[0]:.0%} → {scores[1]:.0%} (p = {values['leaked_p']:.3f})"
+    yield Line("leaked into training on purpose", f"{values['leaked_n']} of {values['all_n']} test rows", found, "all")
+
+
 def _train(values: Values) -> Iterator[Line]:
     if "sft_times_peer" in values:
         found = f"{values['sft_times_peer']:.2f}× its faster order, {values['sft_times_random']:.2f}× random order"
@@ -234,5 +241,6 @@ LINES = {
     "contamination": _contamination,
     "quality": _quality,
     "scale": _scale,
+    "drill": _drill,
     "train": _train,
 }

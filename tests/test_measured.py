@@ -170,3 +170,11 @@ def test_the_least_pattern_is_told_with_its_number_and_interval(
         in table
     )
     assert "templates behind presidio_research was read while the patterns were written" in table
+
+
+def test_the_drill_says_what_leaked_rows_did_to_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    found = {"gate_caught_all": 1, "leaked_n": 50, "all_n": 167, "leaked_p": 0.0034, "machine": "a machine"}
+    metrics.write(tmp_path / "drill.json", found | {"leaked_exact_clean": 0.54, "leaked_exact_contaminated": 0.76})
+    line = "| 50 of 167 test rows | all caught; let pass, exact answers on them 54% → 76% (p = 0.003) | all |"
+    assert line in measured.table(measured.DATA)
