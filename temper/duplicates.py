@@ -66,7 +66,7 @@ def find(
 ) -> list[Path]:
     """For each shard a file that `marked` reads. What `work` holds of an earlier try is taken up: keep it to one input.
 
-    Memory grows by about 200 bytes a row in `judge` (350 where a row is alike to three others), 60 in each task of `match`, and
+    Memory grows by about 200 bytes a row in `judge` (350 where a row is alike to three others), 100 in each task of `match`, and
     a batch of rows elsewhere; the folder by about ten bytes a word and 400 a row.
     """
     count = len(shards)
