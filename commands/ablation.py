@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from commands import experiments
 from commands.compose import composed
 from temper import graph, metrics, params, standings, study
+from temper.plan import shape
 from temper.recipe import Recipe
 from temper.standings import Arm, Outcome, Record
 from temper.study import BASE, Experiment, Study
@@ -49,11 +50,15 @@ def main(arguments: list[str]) -> None:
         return None
     waiting = [] if options.report else [one for one in chosen if one.name not in done]
     failed = [one.name for one in waiting if not kept(one, plan.measure)]
-    report(plan, chosen, " ".join(["python -m commands.ablation", *arguments]))
+    arms = collected(chosen)
+    if arms:
+        report(plan, arms, " ".join(["python -m commands.ablation", *arguments]))
     if failed:
         raise SystemExit(
             f"ablation: {', '.join(failed)} failed (above): mend it and run the same command, which goes on"
         )
+    if not arms:
+        raise SystemExit("ablation: no arm has results for every seed yet: run it without --report")
     return None
 
 
@@ -77,9 +82,11 @@ def planned(
 ) -> Iterator[Experiment]:
     """Every arm with every seed, seed by seed, so that a study that is cut short has whole comparisons."""
     scale = plan.scale.get(str(settings.hardware.name), [])
-    changes = {arm: [*scale, *plan.arms[arm], *overrides] for arm in arms}
+    large = shape(settings)[0].parameters() >= plan.rates.least
+    own = {arm: [*plan.arms[arm], *overrides] for arm in arms}
+    changes = {arm: [*scale, *(learning_rates(plan, own[arm]) if large else []), *own[arm]] for arm in arms}
     composed_by = {arm: tree(changes[arm]) for arm in arms}
-    recipes = {arm: params.fitted(composed_by[arm], "recipe", Recipe, "conf/") for arm in arms}
+    recipes = {arm: recipe_of(composed_by[arm]) for arm in arms}
     defined = graph.definitions()
     held = hashes(defined)
     for seed in seeds:
@@ -89,6 +96,16 @@ def planned(
             runs = study.runs(recipes[arm], seeded)
             identity = study.identity(recipes[arm], seeded, plan.measure, defined, held)
             yield Experiment(arm, seed, (*changes[arm], *seeding), recipes[arm], runs, identity)
+
+
+def learning_rates(plan: Study, overrides: Sequence[str]) -> list[str]:
+    """Overrides that give what an arm trains the rates of large models."""
+    settings = tree(overrides)
+    return study.rates(plan, recipe_of(settings), settings)
+
+
+def recipe_of(settings: DictConfig) -> Recipe:
+    return params.fitted(settings, "recipe", Recipe, "conf/")
 
 
 def refuse_edits() -> None:
@@ -198,9 +215,8 @@ def outcome(commit: str, model: str, stages: Sequence[str], measure: str) -> Out
     )
 
 
-def report(plan: Study, chosen: Sequence[Experiment], command: str) -> None:
-    """Write what the arms with results for every seed came to, and print it."""
-    arms = collected(chosen)
+def report(plan: Study, arms: standings.Arms, command: str) -> None:
+    """Write what the arms came to, and print it."""
     standings.require_same_rows(arms)
     metrics.write(REPORTS / "ablation.json", standings.values(plan, arms) | {"command": command})
     text = standings.markdown(plan, arms, command)
@@ -212,12 +228,12 @@ def report(plan: Study, chosen: Sequence[Experiment], command: str) -> None:
 
 
 def collected(chosen: Sequence[Experiment]) -> dict[str, Arm]:
-    """Arms that have results for every seed, and the base model."""
+    """Arms that have results for every seed, and the base model; none where no arm has."""
     done = finished(chosen)
     by_arm = {arm: [one for one in chosen if one.arm == arm] for arm in dict.fromkeys(one.arm for one in chosen)}
     ready = {arm: every for arm, every in by_arm.items() if all(one.name in done for one in every)}
     if not ready:
-        raise SystemExit("ablation: no arm has results for every seed yet: run it without --report")
+        return {}
     first = next(iter(ready.values()))[0]
     arms = {
         arm: Arm(tuple(done[one.name].outcomes[one.recipe.release] for one in every)) for arm, every in ready.items()

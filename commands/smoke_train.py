@@ -3,7 +3,8 @@
     python -m commands.smoke_train [--stages sft,dpo] [--steps 100] [--share 0.1] [override …]
 
 With the settings of conf/ as they are now, overrides on top, in a folder of its own: models/, data/, reports/ and dvc.lock
-stay as they are. A stage starts from the model that an earlier one of --stages made there, else from the one in models/.
+stay as they are. Rows that are too few for --steps are gone through more often than in the real run. A stage starts from the
+model that an earlier one of --stages made there, else from the one in models/.
 """
 
 import argparse
@@ -17,11 +18,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from commands.compose import composed
-from temper import graph, metrics, params, recipe
+from temper import graph, health, metrics, params, recipe
 
 CODE = ("dvc.yaml", "scripts", "temper", "requirements")
 FEWEST = 8  # steps whose rows are drawn however small the share
@@ -52,7 +54,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--stages", type=lambda text: text.split(","), help="which train, in this order (the first of the recipe)"
     )
-    parser.add_argument("--steps", type=int, default=100, help="at most (100)")
+    parser.add_argument("--steps", type=int, default=100, help="of each stage (100), max_steps of conf/ permitting")
     parser.add_argument("--share", type=float, default=0.1, help="of the rows (0.1)")
     parser.add_argument("overrides", nargs="*", help="of conf/, such as hardware=gpu8")
     options = parser.parse_args(arguments)
@@ -83,9 +85,10 @@ def smoke(stage: graph.Stage, scratch: Path, options: argparse.Namespace) -> boo
     fewest = math.ceil(FEWEST * rows_a_step(name, settings))
     files = {Path(file).stem: draw(Path(file), scratch / file, options.share, fewest) for file in data}
     drawn = next(files[stem] for stem in files if stem != "validation")
-    most = math.ceil(drawn.rows * settings.epochs / rows_a_step(name, settings))
-    limit = [f"{name}.max_steps={min(options.steps, settings.max_steps or most)}"] if most > options.steps else []
-    (scratch / params.PARAMS).write_text(composed([*options.overrides, "tracking=none", *limit]))
+    steps = min(options.steps, settings.max_steps or options.steps)
+    # However few the rows are, going through them is a step or more, and max_steps ends it.
+    length = [f"{name}.max_steps={steps}", f"{name}.epochs={max(steps, settings.epochs)}"]
+    (scratch / params.PARAMS).write_text(composed([*options.overrides, "tracking=none", *length]))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = os.environ | {"PATH": path, "TEMPER_SCRATCH": str(scratch / "tmp")}
     done = subprocess.run(stage.cmd, shell=True, cwd=scratch, env=environment, check=False)
@@ -126,12 +129,15 @@ def rows_a_step(name: str, settings: Any) -> float:
 def told(name: str, scratch: Path, settings: Any, drawn: Drawn) -> Iterator[str]:
     """Loss, speed, memory and what they mean for the real run, as far as the stage came."""
     curve = scratch / f"reports/plots/{name}.csv"
-    if curve.is_file() and (losses := logged(curve)):
+    if curve.is_file() and (losses := logged(curve, "loss")):
         yield f"loss         {losses[0]:.4g} → {losses[-1]:.4g} in {len(losses)} steps"
     timing, report = (scratch / f"reports/{kind}/{name}.json" for kind in ("timing/training", "training"))
     if not (timing.is_file() and report.is_file()):
         return
     cost, result = metrics.read(timing), metrics.read(report)
+    times = passes(name, result, settings, drawn)
+    if times > settings.epochs:
+        yield f"passes       {times:.1f} over so few rows, to make {result['steps']} steps; {settings.epochs} in the real run"
     if "tokens_per_second" in cost:
         yield f"speed        {cost['tokens_per_second']:.0f} tokens/s"
     gpu = f", {cost['peak_gpu_memory_gb']} GB of a GPU" if "peak_gpu_memory_gb" in cost else ""
@@ -139,19 +145,22 @@ def told(name: str, scratch: Path, settings: Any, drawn: Drawn) -> Iterator[str]
     yield f"real run     {projected(name, cost, result, settings, drawn)}"
 
 
-def logged(curve: Path) -> list[float]:
-    """Training losses of a curve."""
+def logged(curve: Path, column: str) -> list[float]:
+    """What a curve has in a column, step by step."""
     with curve.open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+
+def passes(name: str, result: dict[str, Any], settings: Any, drawn: Drawn) -> float:
+    """Over the rows that were drawn; GRPO's trainer takes all its epochs for one."""
+    return float(result["steps"] * rows_a_step(name, settings) / drawn.rows if name == "grpo" else result["epochs"])
 
 
 def projected(name: str, cost: dict[str, Any], result: dict[str, Any], settings: Any, drawn: Drawn) -> str:
     """Steps and time of the real run if its rows are like those that were drawn."""
     rate = cost.get("tokens_per_second")
     seconds = cost["tokens"] / rate if rate else cost["seconds"]
-    # GRPO's trainer takes all its epochs for one.
-    passes = result["steps"] * rows_a_step(name, settings) / drawn.rows if name == "grpo" else result["epochs"]
-    times = drawn.of * settings.epochs / (drawn.rows * passes)
+    times = drawn.of * settings.epochs / (drawn.rows * passes(name, result, settings, drawn))
     if settings.max_steps:
         times = min(times, settings.max_steps / result["steps"])
     return (
@@ -162,10 +171,20 @@ def projected(name: str, cost: dict[str, Any], result: dict[str, Any], settings:
 def verdict(scratch: Path, status: int, name: str) -> str:
     if status:
         return "not healthy: the reason is above"
-    steps = metrics.read(scratch / f"reports/training/{name}.json")["steps"]
     first = params.value("health.first_steps", scratch / params.PARAMS)
-    few = f", but {steps} steps are too few to see the loss fall (health.first_steps is {first}): raise --share"
-    return f"healthy{few if first and steps < first else ''}"
+    steps = at_peak(logged(scratch / f"reports/plots/{name}.csv", "learning_rate"))
+    if name not in health.FALLING or not first or steps >= first:
+        return "healthy"
+    return (
+        f"nothing unhealthy, but {steps} steps after warm-up are too few to see whether the loss falls (health.first_steps is "
+        f"{first}): raise --steps"
+    )
+
+
+def at_peak(rates: list[float]) -> int:
+    """Steps since the learning rate last rose, which health counts the fall of the loss from."""
+    rises = [number for number, (before, after) in enumerate(pairwise(rates), start=1) if after > before]
+    return len(rates) - (rises[-1] if rises else 0)
 
 
 if __name__ == "__main__":

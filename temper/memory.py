@@ -2,7 +2,8 @@
 
 Model states: Rajbhandari et al. 2020 (ZeRO, arXiv:1910.02054), section 3.1 and figure 1; NF4 with double quantization: Dettmers
 et al. 2023 (QLoRA, arXiv:2305.14314), section 3; activations: counted as Korthikanti et al. 2022 (arXiv:2205.05198), section 4.1,
-count GPT's, for the layer that transformers builds: RMSNorm in float32, rotary attention, gated MLP, no dropout.
+count GPT's, for the layer that transformers builds: RMSNorm in float32, rotary attention, gated MLP, no dropout; what
+PyTorch keeps of a GPU's memory though no tensor needs it: https://docs.pytorch.org/docs/stable/notes/cuda.html#memory-management.
 """
 
 from dataclasses import dataclass
@@ -75,15 +76,16 @@ class Job:
         return self.devices if self.level >= level else 1
 
 
-def of(job: Job, process: float, slack: float) -> dict[str, float]:
+def of(job: Job, process: float, slack: float, room: float = 0.0) -> dict[str, float]:
     """Peak bytes on a device by what holds them.
 
     `process` bytes are its libraries' and context's; the allocator takes the share `slack` of activations on top. Logits are
-    so large that they have pages of their own.
+    so large that they have pages of their own. What is freed goes back to the system, but of a GPU, which has `room` bytes,
+    PyTorch keeps it until nothing else is left: that is what nvidia-smi shows.
     """
     shardable = 0 if job.offloaded and job.level == 3 else weights(job) - constants(job)
     passing, scores = transient(job)
-    return {
+    held = {
         "weights": shardable / job.shards(3) + constants(job),
         "gathered": gathered(job),
         "adapter": ADAPTER * job.trainable if job.adapter else 0,
@@ -95,12 +97,18 @@ def of(job: Job, process: float, slack: float) -> dict[str, float]:
         "KV cache": job.cache,
         "process": process + slack * passing,
     }
+    return held | {"cached": max(0.0, min(cached(job), room - sum(held.values())))}
 
 
 def offloaded(job: Job) -> float:
     """Bytes of the machine's memory for what one device leaves there."""
     moved = moments(job) + (weights(job) if job.level == 3 else 0) if job.offloaded else 0
     return moved / job.shards(1) + (kept(job) if job.spilled else 0)
+
+
+def written(job: Job) -> float:
+    """Bytes of the machine's memory to write what was trained: the model in float32, and the adapter that is summed into it."""
+    return float(FP32 * (job.shape.parameters() + (job.trainable if job.adapter else 0)))
 
 
 def weights(job: Job) -> float:
@@ -145,10 +153,19 @@ def moments(job: Job) -> float:
 
 def transient(job: Job) -> tuple[float, float]:
     """Bytes of (activations, logits) when they are most together: at the loss, or in a layer's backward pass, the logits gone."""
-    # Of the residual stream and both halves of the MLP.
+    layers, scores = backward(job), logits(job)
+    return (activations(job) + layers, 0.0) if layers > scores else (activations(job), scores)
+
+
+def cached(job: Job) -> float:
+    """Bytes that are free when `transient` is most: of logits or of a layer's backward pass, whose blocks have other sizes."""
+    return min(backward(job), logits(job))
+
+
+def backward(job: Job) -> float:
+    """Bytes of a layer's backward pass: gradients of the residual stream and both halves of the MLP, and what is recomputed."""
     gradients = job.tokens * (job.shape.hidden + 2 * job.shape.intermediate) * job.width
-    backward = gradients + (layer(job) if job.checkpointing else 0)
-    return (activations(job) + backward, 0.0) if backward > logits(job) else (activations(job), logits(job))
+    return gradients + (layer(job) if job.checkpointing else 0)
 
 
 def activations(job: Job) -> float:

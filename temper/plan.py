@@ -1,6 +1,7 @@
 """What each stage of a run that trains or samples will take: memory a device, tokens, time and cost, before anything starts."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -91,13 +92,19 @@ class Estimate:
     tokens: int
     seconds: float
     offloaded: float = 0
-    """Bytes of the machine's memory for what one device leaves there."""
+    """Bytes of a machine's memory for what its devices leave there."""
+    written: float = 0
+    """Bytes of the first machine's memory for the weights that come out, when the devices are done."""
     served: float = 0
     """Of the memory, what hardware.runtime.serve_memory_gb sets."""
 
     @property
     def peak(self) -> float:
         return sum(self.memory.values())
+
+    @property
+    def host(self) -> float:
+        return max(self.offloaded, self.written)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,8 @@ class Run:
     answer_share: float
     startup: float
     processes: int
+    """On all nodes."""
+    nodes: int
     threads: int
 
     def rate(self, precision: str) -> Rate:
@@ -121,7 +130,7 @@ class Run:
             raise SystemExit(
                 f"plan.devices.{self.settings.hardware.name}.tflops: no {precision} (it has {known}): add it"
             )
-        threads = self.threads if self.settings.hardware.name == "cpu" else 1
+        threads = 1 if self.has_gpus else self.threads
         return Rate(1e12 * self.device.tflops[precision] * threads * self.device.mfu, 1e9 * self.device.bandwidth_gbs)
 
     @property
@@ -130,9 +139,18 @@ class Run:
         return float(self.settings.hardware.runtime.serve_memory_gb * GIB)
 
     @property
+    def has_gpus(self) -> bool:
+        return bool(self.settings.hardware.name != "cpu")
+
+    @property
     def capacity(self) -> float:
         """Bytes of a device."""
         return 1e9 * (self.device.memory_gb or hardware.found().memory_gb)
+
+    @property
+    def host_capacity(self) -> float:
+        """Bytes of a machine's memory: what a preset with GPUs asks for, as the one that will run it need not be this one."""
+        return 1e9 * self.settings.hardware.runtime.min_memory_gb if self.has_gpus else self.capacity
 
 
 def prepared(text: str) -> Run:
@@ -156,6 +174,7 @@ def prepared(text: str) -> Run:
         answer_share=own.answer_share,
         startup=own.startup_seconds,
         processes=runtime.processes * runtime.nodes,
+        nodes=runtime.nodes,
         threads=runtime.threads,
     )
 
@@ -176,7 +195,7 @@ def shape(settings: DictConfig) -> tuple[Shape, str]:
 
 def made_by(settings: DictConfig, stage: str) -> bool:
     """Whether dvc.lock's run of `stage` had the section of its name that `settings` has."""
-    stages = yaml.safe_load(LOCK.read_text())["stages"] if LOCK.is_file() else {}
+    stages = yaml.load(LOCK.read_text(), Loader=yaml.CSafeLoader)["stages"] if LOCK.is_file() else {}
     ran = stages.get(stage, {}).get("params", {}).get("params.yaml", {})
     return bool(ran) and ran.get(stage) == OmegaConf.to_container(settings[stage])
 
@@ -242,7 +261,8 @@ def kto(run: Run) -> Estimate:
     """Beside each answer a mismatched one, for the KL: policy and reference read both, and the policy learns from the first."""
     cfg = run.settings.kto
     job = compared(training(run, cfg, "lora", rows=cfg.micro_batch, length=longest(run, cfg)))
-    return trained(run, "kto", job, paired(run, cfg), flops.trained(job) + 3 * flops.forward(job.shape, job.length))
+    each = flops.trained(job) + 3 * flops.forward(job.shape, job.length)
+    return trained(run, "kto", job, paired(run, cfg, rows=2), each)
 
 
 def orpo(run: Run) -> Estimate:
@@ -381,22 +401,25 @@ def longest(run: Run, cfg: Any) -> int:
     return int(min(cfg.max_length, max(run.data.longest, sampled)))
 
 
-def paired(run: Run, cfg: Any) -> float:
-    """Tokens of both answers, prompts included, of all pairs in all passes."""
+def paired(run: Run, cfg: Any, rows: int = 1) -> float:
+    """Tokens of both answers, prompts included, of all pairs in all passes; a global batch counts a pair as so many `rows`."""
     pairs = run.data.preferences * run.settings.preferences.pairs_per_prompt
-    return passes(cfg, pairs) * 2 * pairs * run.data.tokens
+    return passes(cfg, rows * pairs) * 2 * pairs * run.data.tokens
 
 
 def trained(run: Run, stage: str, job: Job, tokens: float, operations: float, sampling: float = 0) -> Estimate:
     """Of `tokens` that take `operations` each, shared by all devices, and `sampling` seconds."""
-    rate = run.rate(run.settings[stage].precision)
+    cfg = run.settings[stage]
+    rate = run.rate(cfg.precision)
+    room = run.capacity if run.has_gpus else 0
     return Estimate(
         stage=stage,
-        memory=memory.of(job, 1e9 * run.device.process_gb, run.device.slack),
+        memory=memory.of(job, 1e9 * run.device.process_gb, run.device.slack, room),
         devices=job.devices,
         tokens=round(tokens),
         seconds=run.startup + tokens * operations / rate.flops / job.devices + sampling,
-        offloaded=memory.offloaded(job),
+        offloaded=memory.offloaded(job) * math.ceil(job.devices / run.nodes),
+        written=0 if cfg.get("method") in axolotl.SOFT else memory.written(job),
     )
 
 

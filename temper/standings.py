@@ -29,7 +29,9 @@ class Outcome:
     seconds: dict[str, float]
     """By stage: all trainings of the chain, sampling of pairs included, and `evaluate`."""
     peak_gb: dict[str, float]
-    """By stage."""
+    """Of the machine's memory, by stage."""
+    gpu_gb: dict[str, float]
+    """Of a GPU's, by stage that trained on one."""
     machine: str
 
     @property
@@ -38,8 +40,9 @@ class Outcome:
 
     @property
     def training_peak_gb(self) -> float:
-        """Of the training that takes most."""
-        return max((taken for stage, taken in self.peak_gb.items() if stage not in UNTRAINED), default=0.0)
+        """Of the training that takes most, of a GPU where it has one."""
+        trained = {stage: taken for stage, taken in self.peak_gb.items() if stage not in UNTRAINED}
+        return max((self.gpu_gb or trained).values(), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,13 @@ class Arm:
         return max(one.training_peak_gb for one in self.outcomes)
 
     @property
+    def memory(self) -> str:
+        """Whose memory `peak_gb` is of."""
+        return "GPU" if any(one.gpu_gb for one in self.outcomes) else "RAM"
+
+    @property
     def cost(self) -> str:
-        return f"{self.seconds / 60:.1f} min, {self.peak_gb:.1f} GB" if self.seconds else "no training"
+        return f"{self.seconds / 60:.1f} min, {self.peak_gb:.1f} GB of {self.memory}" if self.seconds else "no training"
 
 
 Arms = Mapping[str, Arm]
@@ -87,6 +95,7 @@ def outcome(scores: Mapping[str, float], timing: Mapping[str, Mapping[str, Any]]
         scores=[scores[row] for row in rows],
         seconds={stage: took["seconds"] for stage, took in timing.items()},
         peak_gb={stage: took["peak_memory_gb"] for stage, took in timing.items()},
+        gpu_gb={stage: took["peak_gpu_memory_gb"] for stage, took in timing.items() if "peak_gpu_memory_gb" in took},
         machine=timing["evaluate"]["hardware"],
     )
 
@@ -143,7 +152,8 @@ def markdown(study: Study, arms: Arms, command: str) -> str:
     about = (
         f"{study.measure} on {rows} test rows, {seeds} seeds of every training; {study.confidence:.0%} intervals over seeds "
         "and rows (two-way random effects, Searle, Casella and McCulloch 1992; Satterthwaite's degrees of freedom), differences "
-        "paired by seed and row, not corrected for the number of arms. Time is of all trainings of a chain, memory of the largest. "
+        "paired by seed and row, not corrected for the number of arms. Time is of all trainings of a chain, memory of the largest: "
+        "what tensors took of a GPU, or, without one, what the process took of the machine (RAM). "
         f"Measured on {machines(arms)}.\n"
     )
     return "\n".join([*filter(None, parts), about])
@@ -182,7 +192,8 @@ def values(study: Study, arms: Arms) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, arm in arms.items():
         found |= spread(f"{name}_{study.measure}", rate(arm, study.confidence))
-        found |= {f"{name}_runs": len(arm.outcomes), f"{name}_seconds": arm.seconds, f"{name}_peak_gb": arm.peak_gb}
+        found |= {f"{name}_runs": len(arm.outcomes), f"{name}_seconds": arm.seconds}
+        found |= {f"{name}_peak_gb": arm.peak_gb, f"{name}_memory": arm.memory}
     for comparison in study.comparisons.values():
         for name in present(comparison, arms):
             if name != comparison.baseline:

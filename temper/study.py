@@ -24,6 +24,14 @@ class Comparison:
 
 
 @dataclass
+class Rates:
+    least: float
+    """Parameters of the smallest model that they are for."""
+    learning: dict[str, dict[str, float]]
+    """By stage and method."""
+
+
+@dataclass
 class Study:
     seeds: list[int]
     seeded: list[str]
@@ -33,6 +41,7 @@ class Study:
     confidence: float
     scale: dict[str, list[str]]
     """Overrides by hardware.name."""
+    rates: Rates
     arms: dict[str, list[str]]
     """Overrides by arm."""
     comparisons: dict[str, Comparison]
@@ -82,6 +91,13 @@ class Experiment:
     @property
     def targets(self) -> list[str]:
         return [f"evaluate@{variant}" for variant in (BASE, self.recipe.release)]
+
+
+def rates(study: Study, recipe: Recipe, settings: DictConfig) -> list[str]:
+    """Overrides of the learning rates of what `recipe` trains, by the method of each stage: LoRA where it knows no other."""
+    known = {stage: study.rates.learning.get(stage, {}) for stage in recipe.stages()}
+    found = {stage: rate.get(settings[stage].get("method", "lora")) for stage, rate in known.items()}
+    return [f"{stage}.learning_rate={rate}" for stage, rate in found.items() if rate]
 
 
 def seeding(study: Study, recipe: Recipe, seed: int) -> list[str]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from commands import ablation
 from temper import crossed, graph, metrics, params, standings, study
+from temper.recipe import Recipe
 from temper.standings import Arm, Outcome, Record
 from temper.study import BASE, Comparison, Study
 
@@ -65,6 +66,27 @@ def test_arms_and_seeds_change_training_alone(
             assert {settings[stage].seed for stage in one.recipe.stages()} == {one.seed}
             # By the params.yaml that DVC composes, what it made is known as this experiment.
             assert study.identity(one.recipe, settings, plan.measure, defined, held) == one.identity
+
+
+def test_a_large_model_learns_at_the_rates_of_large_models(plan: Study, chosen: list[study.Experiment]) -> None:
+    """Every arm, the one that trains all weights at a rate of its own; what the user asks for comes last."""
+    overrides = ["hardware=gpu8", "model=llama3.1-8b"]
+    settings = ablation.tree(overrides)
+    large = {
+        one.arm: ablation.tree(one.overrides)
+        for one in ablation.planned(plan, list(plan.arms), [1], settings, overrides)
+    }
+    for arm, found in large.items():
+        for stage in params.fitted(found, "recipe", Recipe, arm).stages():
+            if stage != "preferences":
+                method = "full" if arm == "full" else "lora"
+                assert found[stage].learning_rate == plan.rates.learning[stage][method], (arm, stage)
+    assert 1e-5 <= large["full"].sft.learning_rate <= 2e-5 < large["sft"].sft.learning_rate
+    asked = [*overrides, "sft.learning_rate=0.5"]
+    changes = next(iter(ablation.planned(plan, ["full"], [1], settings, asked))).overrides
+    assert ablation.tree(changes).sft.learning_rate == 0.5
+    # Of a small model they are conf/'s.
+    assert not any("learning_rate" in change for one in chosen for change in one.overrides)
 
 
 def test_equal_trainings_are_counted_once(chosen: list[study.Experiment]) -> None:
@@ -150,7 +172,7 @@ def reported(plan: Study) -> str:
 def test_the_report_says_who_wins_by_how_much_and_at_what_cost(plan: Study, reported: str) -> None:
     assert "| sft | 50.0% (" in reported
     assert re.search(
-        r"\| sft-dpo \| 70\.0% \(.*\) \| \+20\.0 \(\+\d.* to \+\d.*\) \| 2\.0 min, 8\.0 GB \| 3 \|", reported
+        r"\| sft-dpo \| 70\.0% \(.*\) \| \+20\.0 \(\+\d.* to \+\d.*\) \| 2\.0 min, 8\.0 GB of RAM \| 3 \|", reported
     )
     assert re.search(
         r"\*\*orpo\*\* is first, \+0\.3 points over sft-dpo: not clear|\+0\.3 \(-.*\) points over sft-dpo: not clear",
@@ -162,6 +184,16 @@ def test_the_report_says_who_wins_by_how_much_and_at_what_cost(plan: Study, repo
     values = standings.values(plan, ARMS)
     assert values["sft-dpo_over_sft_low"] > 0.1
     assert (values["sft-dpo_seconds"], values["sft_runs"], values["rows"]) == (120.0, 3, 200)
+
+
+def test_memory_is_of_the_gpu_where_a_training_had_one(plan: Study) -> None:
+    took = {"seconds": 60.0, "peak_memory_gb": 30.0, "hardware": "a machine"}
+    timing = {"sft": took | {"peak_gpu_memory_gb": 17.5}, "dpo": took | {"peak_gpu_memory_gb": 21.5}}
+    timing |= dict.fromkeys(("preferences", "evaluate"), took)
+    trained = Arm((standings.outcome({"0": 1.0, "1": 0.0}, timing),))
+    assert trained.cost == "3.0 min, 21.5 GB of GPU"
+    values = standings.values(plan, {BASE: trained, "sft-dpo": trained})
+    assert (values["sft-dpo_peak_gb"], values["sft-dpo_memory"]) == (21.5, "GPU")
 
 
 def test_a_picture_has_a_bar_an_arm(plan: Study) -> None:
@@ -308,8 +340,29 @@ def test_a_study_goes_on_in_another_clone(
     said = list(ablation.outline(planned, ablation.finished(planned), settings))
     assert said[0].startswith("2 experiments, 0 of which have results")
     assert said[1] == f"  {one.name}: {' '.join(one.overrides)} (made by other code)"
-    with pytest.raises(SystemExit, match="no arm has results for every seed yet"):
-        ablation.collected(planned)
+    with pytest.raises(SystemExit, match="no arm has results for every seed yet: run it without --report"):
+        ablation.main(["--only", "sft-dpo", "--report"])
+
+
+def test_what_failed_is_named_before_what_is_missing(
+    plan: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With no arm whole there is nothing to report; with one, that is reported first."""
+    monkeypatch.setattr(ablation, "refuse_edits", lambda: None)
+    monkeypatch.setattr(ablation, "REPORTS", tmp_path)
+    monkeypatch.setattr(study, "JOURNAL", tmp_path / "ablation")
+    monkeypatch.setattr(ablation, "commits", dict)
+    monkeypatch.setattr(ablation, "kept", lambda one, measure: False)
+    arguments = ["--only", "sft,full", "--seeds", "1"]
+    failed = r"^ablation: ablation-sft-1-\w+, ablation-full-1-\w+ failed \(above\): mend it"
+    with pytest.raises(SystemExit, match=failed):
+        ablation.main(arguments)
+    settings = ablation.tree([])
+    one = next(iter(ablation.planned(plan, ["sft"], [1], settings, [])))
+    standings.write(one.journal, settled(one))
+    with pytest.raises(SystemExit, match=r"^ablation: ablation-full-1-\w+ failed \(above\): mend it"):
+        ablation.main(arguments)
+    assert metrics.read(tmp_path / "ablation.json")["sft_runs"] == 1
 
 
 def commit(root: Path, message: str) -> None:

@@ -16,6 +16,7 @@ from commands.compose import composed
 from temper import axolotl, flops, memory, model_shape, plan
 from temper.memory import Job
 from temper.model_shape import Shape
+from temper.plan import Run
 
 GB, GIB = 1e9, 2**30
 # As the Hub counts the weights of each model that conf/model pins.
@@ -32,7 +33,6 @@ LLAMA2_70B = Shape("llama", 32000, 8192, 28672, 80, 64, 8, 128, tied=False)
 LLAMA3_70B = Shape("llama", 128256, 8192, 28672, 80, 64, 8, 128, tied=False)
 # (bytes of an activation, dropout) and the bytes of an element that an adapter then keeps of its input for itself.
 OWN_INPUTS = (((4, 0.0), 0), ((4, 0.1), 8), ((2, 0.0), 2), ((2, 0.1), 6))
-H100_GB = 80
 IN_TORCH = """
 import json, sys
 import torch
@@ -185,28 +185,72 @@ def test_7b_and_13b_take_what_litgpt_measured(shape: Shape, rows: int, adapter: 
     assert peak(job) + buffered == pytest.approx(published, rel=0.025)
 
 
+def of_70b(shape: Shape, rows: int, length: int, processes: int, *overrides: str) -> Run:
+    """A run of a 70B on GPUs of 80 GB, unless told otherwise as PEFT's guides have it: all linear maps, rank 8, dropout of 0.1."""
+    sizes = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+    }
+    settings = ["model=llama3.1-8b", *(f"model.shape.{key}={size}" for key, size in sizes.items())]
+    settings += [
+        f"hardware.micro_batch={rows}",
+        f"sft.sequence_length={length}",
+        "sft.lora.rank=8",
+        "sft.lora.dropout=0.1",
+    ]
+    return plan.prepared(composed([*settings, f"hardware.runtime.processes={processes}", *overrides]))
+
+
 @pytest.mark.parametrize(
-    ("rows", "change", "published", "tolerance"),
+    ("shape", "rows", "length", "processes", "overrides", "published", "tolerance"),
     [
-        (8, {"sharder": "deepspeed", "devices": 8}, 64, 0.06),
-        (8, {"sharder": "fsdp", "devices": 8, "stored": 4}, 76, 0.06),
-        (2, {"sharder": "deepspeed", "devices": 2, "adapter": "qlora"}, 36.6, 0.06),
-        (2, {"sharder": "fsdp", "devices": 2, "adapter": "qlora"}, 35.6, 0.06),
-        (2, {"sharder": "fsdp", "devices": 2, "adapter": "qlora", "offloaded": True}, 19.6, 0.21),
+        (LLAMA2_70B, 8, 2048, 8, ("hardware=gpu8", "hardware.deepspeed=zero3"), 64, 0.06),
+        (LLAMA2_70B, 2, 2048, 2, ("hardware=gpu8", "hardware.deepspeed=zero3", "sft=qlora"), 36.6, 0.06),
+        (LLAMA2_70B, 2, 2048, 2, ("hardware=gpu8-fsdp2", "sft=qlora"), 35.6, 0.06),
+        (LLAMA2_70B, 2, 2048, 2, ("hardware=gpu8-fsdp2", "hardware.fsdp=offload", "sft=qlora"), 19.6, 0.21),
+        (
+            LLAMA3_70B,
+            1,
+            3072,
+            4,
+            ("hardware=gpu8-fsdp2", "hardware.fsdp=offload", "sft=qlora", "sft.lora.rank=16"),
+            22,
+            0.21,
+        ),
     ],
 )
-def test_70b_takes_what_peft_measured(rows: int, change: dict[str, Any], published: float, tolerance: float) -> None:
-    """GB of a GPU as nvidia-smi shows them, weights sharded, rows of 2048 tokens, recomputed, dropout of 0.1.
+def test_70b_takes_what_was_measured(
+    shape: Shape,
+    rows: int,
+    length: int,
+    processes: int,
+    overrides: tuple[str, ...],
+    published: float,
+    tolerance: float,
+) -> None:
+    """GB of a GPU as nvidia-smi shows them, which is what PyTorch has reserved, by what the command prints.
 
-    What nvidia-smi shows is what PyTorch has ever reserved, up to all there is: layers do not fit into the blocks of logits, nor
-    these into theirs, so that both add up. With FSDP alone the script loads weights in float32 (examples/sft/utils.py); 76 is said
-    to be 72 to 80. Why an offloaded run takes 4 GB more is not known.
-    https://huggingface.co/docs/peft/accelerate/deepspeed and https://huggingface.co/docs/peft/accelerate/fsdp
+    Why an offloaded run takes 3 to 4 GB more is not known: its share that still counts as fitting is smaller by as much.
+    https://huggingface.co/docs/peft/accelerate/deepspeed and https://huggingface.co/docs/peft/accelerate/fsdp; Llama 3:
+    https://github.com/philschmid/deep-learning-pytorch-huggingface/blob/main/training/fsdp-qlora-distributed-llama3.ipynb
     """
-    gpu = OmegaConf.load("conf/plan/default.yaml").devices.gpu8
-    job = lora(LLAMA2_70B, rows=rows, length=2048, level=3, checkpointing=True, own_input=3, **change)
-    reserved = peak(job, GB * gpu.process_gb, gpu.slack) + memory.logits(job) / GB
-    assert min(H100_GB, reserved) == pytest.approx(published, rel=tolerance)
+    run = of_70b(shape, rows, length, processes, *overrides)
+    assert plan.sft(run).peak / GB == pytest.approx(published, rel=tolerance)
+    assert 1 / (1 - command.margin(plan.sft(run))) > published * GB / plan.sft(run).peak
+
+
+def test_what_pytorch_keeps_ends_where_the_memory_does() -> None:
+    """As in PEFT's guide to FSDP, whose script loads weights in float32 (examples/sft/utils.py): 72 to 80 GB of 80."""
+    run = of_70b(LLAMA2_70B, 8, 2048, 8, "hardware=gpu8-fsdp2")
+    job = plan.training(run, run.settings.sft, "lora", rows=8, length=2048)
+    held = plan.trained(run, "sft", replace(job, stored=4), tokens=0, operations=0)
+    assert 72 <= held.peak / GB <= 80
+    assert 0 < held.memory["cached"] < memory.cached(job)
+    # What goes back to the system is nobody's on a CPU.
+    assert memory.of(job, 0, 0)["cached"] == 0
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
@@ -215,7 +259,7 @@ def test_the_committed_run_took_the_memory_and_time_that_were_planned(stage: str
     measured = json.loads(Path(f"reports/timing/training/{stage}.json").read_text())
     run = plan.prepared(composed([]))
     found = {estimate.stage: estimate for estimate in plan.estimates(run)}[stage]
-    assert found.peak / GB == pytest.approx(measured["peak_memory_gb"], rel=0.15)
+    assert found.peak / GB == pytest.approx(measured["peak_memory_gb"], rel=command.ERROR)
     seconds = found.tokens / measured["tokens_per_second"]
     assert found.seconds - run.startup == pytest.approx(seconds, rel=1 / 3)
 
@@ -316,15 +360,88 @@ def test_the_command_answers_a_program(capsys: pytest.CaptureFixture[str]) -> No
     assert sft["dollars"] == pytest.approx(sft["hours"] * 8 * 2, abs=0.01)
 
 
-def test_what_does_not_fit_is_told_with_what_would(capsys: pytest.CaptureFixture[str]) -> None:
-    command.main(["model=llama3.1-8b", "hardware=gpu1", "sft=full"])
-    said = capsys.readouterr().out
-    assert "too much" in said
-    advice = next(line for line in said.splitlines() if line.startswith("does not fit: sft"))
-    change = advice.rpartition("it would with ")[2].split()
-    kept = ["model=llama3.1-8b", *(["hardware=gpu1"] if not any("hardware=" in one for one in change) else []), *change]
-    run = plan.prepared(composed(kept))
-    assert plan.sft(run).peak < run.capacity
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["hardware=gpu1", "sft=full"],
+        ["recipe=sft-kto"],  # on a CPU, where nothing quantizes, and KTO wants two answers a pass
+        [
+            "hardware=gpu8",
+            "sft=full",
+            "hardware.micro_batch=16",
+            "sft.sequence_length=4096",
+            "sft.global_batch=128",
+            "recipe=sft",
+        ],
+    ],
+)
+def test_what_does_not_fit_is_told_with_what_would_and_that_is_trained(overrides: list[str]) -> None:
+    overrides = ["model=llama3.1-8b", *overrides]
+    run = command.prepared(overrides)
+    large = [estimate for estimate in plan.estimates(run) if command.word(run, estimate) == command.TOO_MUCH]
+    found = command.changes(run, large, overrides)
+    assert "sft" in found
+    for stage, (_, change) in found.items():
+        keys = {one.partition("=")[0] for one in change.split()}
+        other = command.prepared([one for one in overrides if one.partition("=")[0] not in keys] + change.split())
+        estimate = next(one for one in plan.estimates(other) if one.stage == stage)
+        assert estimate.peak < other.capacity and estimate.host < other.host_capacity
+    said = " ".join(command.verdict(run, list(plan.estimates(run)), found))
+    assert said.startswith("does not fit: sft") and f"it would with {found['sft'][1]}" in said
+
+
+def test_settings_that_a_training_refuses_are_not_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"^sft\.method=qlora quantizes in CUDA code"):
+        command.main(["model=llama3.1-8b", "sft=qlora"])
+    with pytest.raises(SystemExit, match=r"^kto\.micro_batch is 1"):
+        command.main(["recipe=sft-kto", "hardware.micro_batch=1"])
+    monkeypatch.setattr(
+        command, "CHANGES", (("hardware.micro_batch=1",), ("sft=qlora",), ("hardware=gpu1", "sft=qlora"))
+    )
+    assert [change for _, change in command.others(["recipe=sft-kto"])] == ["hardware=gpu1 sft=qlora"]
+
+
+def test_a_model_is_merged_in_the_machines_memory() -> None:
+    """Four bytes a weight: more than a GPU takes, and what doctor and launch ask of the machine."""
+    for machine in ("gpu1", "gpu8"):
+        run = command.prepared([f"hardware={machine}", "model=llama3.1-8b", "hardware.micro_batch=2"])
+        assert {command.word(run, one) for one in (plan.sft(run), plan.dpo(run))} == {command.FITS}
+        assert plan.sft(run).host == pytest.approx(4 * PARAMETERS["llama3.1-8b"], rel=0.01)
+    overrides = ["hardware=gpu1", "model=qwen3-14b", "sft=qlora", "hardware.micro_batch=1", "recipe=sft"]
+    run = command.prepared(overrides)
+    assert plan.sft(run).peak < run.capacity < plan.sft(run).host
+    assert command.changes(run, [plan.sft(run)], overrides) == {
+        "sft": (command.FITS, "hardware.runtime.min_memory_gb=70")
+    }
+    # Nothing merges a prefix.
+    assert plan.sft(command.prepared(["hardware=gpu1", "sft=prefix", "recipe=adapter"])).host == 0
+
+
+def test_every_machine_holds_what_its_own_devices_leave_there() -> None:
+    one, two = (
+        plan.sft(plan.prepared(composed(["hardware=gpu8-offload", "sft=full", f"hardware.runtime.nodes={nodes}"])))
+        for nodes in (1, 2)
+    )
+    assert one.offloaded == pytest.approx(2 * two.offloaded)
+
+
+def test_tight_is_not_called_fitting() -> None:
+    run = command.prepared(["hardware=gpu1", "model=llama3.1-8b", "hardware.micro_batch=2"])
+    assert command.verdict(run, list(plan.estimates(run)), {})[0].startswith(
+        "tight: the fullest, preferences, takes 22.4 of "
+    )
+    offloaded = replace(plan.sft(run), memory={"weights": 0.8 * run.capacity}, offloaded=1.0)
+    assert [command.word(run, one) for one in (offloaded, replace(offloaded, offloaded=0))] == ["tight", "fits"]
+
+
+@pytest.mark.parametrize(("stage", "a_step"), [("dpo", 2), ("orpo", 2), ("kto", 1)])
+def test_max_steps_counts_pairs_or_answers_as_a_step_does(stage: str, a_step: int) -> None:
+    run = plan.prepared(composed([f"{stage}.max_steps=3"]))
+    batch = run.settings[stage].global_batch
+    assert plan.STAGES[stage](run).tokens == round(3 * batch * a_step * run.data.tokens)
+    whole = plan.prepared(composed([]))
+    pairs = whole.data.preferences * whole.settings.preferences.pairs_per_prompt
+    assert plan.STAGES[stage](whole).tokens == round(whole.settings[stage].epochs * 2 * pairs * whole.data.tokens)
 
 
 def test_it_answers_at_once_and_without_torch() -> None:

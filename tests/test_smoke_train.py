@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from commands import smoke_train as smoke
 from commands.compose import composed
-from temper import records
+from temper import curves, metrics, records
 
 COST = {"tokens": 1000, "tokens_per_second": 100.0, "peak_memory_gb": 8.3, "seconds": 60.0}
 SETTINGS = {"epochs": 2, "max_steps": None, "global_batch": 4}
@@ -53,6 +53,33 @@ def test_the_real_run_is_foretold_from_the_drawn_rows() -> None:
     assert smoke.projected("grpo", cost, {"steps": 4, "epochs": 1.0}, grpo, smoke.Drawn(32, 320)).startswith(
         "about 120 steps in 30.0 "
     )
+
+
+def test_few_rows_are_gone_through_again_and_it_says_so(tmp_path: Path) -> None:
+    settings = OmegaConf.create(SETTINGS)
+    metrics.write(tmp_path / "reports/timing/training/sft.json", COST)
+    metrics.write(tmp_path / "reports/training/sft.json", {"steps": 20, "epochs": 8.0})
+    told = list(smoke.told("sft", tmp_path, settings, WHOLE))
+    assert told[0] == "passes       8.0 over so few rows, to make 20 steps; 2 in the real run"
+    assert told[-1] == "real run     about 50 steps in 0.4 min, loading and merging not counted"
+    metrics.write(tmp_path / "reports/training/sft.json", {"steps": 20, "epochs": 2.0})
+    assert [line.split()[0] for line in smoke.told("sft", tmp_path, settings, WHOLE)] == ["speed", "peak", "real"]
+
+
+def test_the_loss_is_judged_by_the_steps_after_warm_up(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("health: {first_steps: 4}\n")
+    rates = [0.0, 0.1, 0.2, 0.2, 0.1, 0.0]  # four at the peak or after it
+    curve = [{"step": step, "loss": 1.0, "learning_rate": rate} for step, rate in enumerate(rates, start=1)]
+    curves.write(tmp_path / "reports/plots/sft.csv", curve)
+    assert smoke.verdict(tmp_path, 0, "sft") == "healthy"
+    assert smoke.verdict(tmp_path, 1, "sft").startswith("not healthy")
+    for name in ("sft", "grpo"):
+        curves.write(tmp_path / f"reports/plots/{name}.csv", curve[:5])
+    assert smoke.verdict(tmp_path, 0, "sft") == (
+        "nothing unhealthy, but 3 steps after warm-up are too few to see whether the loss falls (health.first_steps is 4): "
+        "raise --steps"
+    )
+    assert smoke.verdict(tmp_path, 0, "grpo") == "healthy"  # whose loss is none that falls
 
 
 def test_rows_that_fill_a_step() -> None:
@@ -129,8 +156,9 @@ def test_a_healthy_and_an_unhealthy_run_leave_the_tree_as_it_was(
     healthy = run(root, "sft.learning_rate=1e-3", "health.first_steps=8")
     assert healthy.returncode == 0, healthy.stdout[-2000:] + healthy.stderr[-2000:]
     lines = healthy.stdout.splitlines()
-    assert lines[-6] == "sft@base on 40 of 400 rows"
-    assert lines[-5].endswith(" in 20 steps")
+    assert lines[-7] == "sft@base on 16 of 400 rows"
+    assert lines[-6].endswith(" in 20 steps")
+    assert lines[-5] == "  passes       2.5 over so few rows, to make 20 steps; 2 in the real run"
     assert [line.split()[0] for line in lines[-4:]] == ["speed", "peak", "real", "verdict"]
     assert lines[-1] == "  verdict      healthy"
 
@@ -146,9 +174,9 @@ def test_a_healthy_and_an_unhealthy_run_leave_the_tree_as_it_was(
 
 
 def run(root: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
-    """Twenty steps of a tenth of the data, a row on each of two processes."""
+    """Twenty steps, where 16 rows, one on each of two processes, make eight."""
     settings = ["sft.packing=false", "sft.sequence_length=64", "sft.evals=1", "sft.saves=1", "sft.micro_batch=1"]
     settings += ["hardware.runtime.processes=2"]
-    command = [sys.executable, "-m", "commands.smoke_train", "--steps", "20", *settings, *overrides]
+    command = [sys.executable, "-m", "commands.smoke_train", "--steps", "20", "--share", "0.04", *settings, *overrides]
     environment = os.environ | {"PYTHONPATH": str(root)}
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
