@@ -204,7 +204,9 @@ def _scale(values: Values) -> Iterator[Line]:
 def _drill(values: Values) -> Iterator[Line]:
     scores = [float(values[f"leaked_exact_{name}"]) for name in ("clean", "contaminated")]
     caught = "all caught" if values["gate_caught_all"] else "not all caught"
-    found = f"{caught}; let pass, exact answers on them {scores[0]:.0%} → {scores[1]:.0%} (p = {values['leaked_p']:.3f})"
+    found = (
+        f"{caught}; let pass, exact answers on them {scores[0]:.0%} → {scores[1]:.0%} (p = {values['leaked_p']:.3f})"
+    )
     yield Line("leaked into training on purpose", f"{values['leaked_n']} of {values['all_n']} test rows", found, "all")
 
 

@@ -355,12 +355,12 @@ def test_contaminated_training_rows_are_dropped_with_evidence(settings: dict[str
     train = [row("clean", "what is the weather"), row("public", FILLING.format(QUESTION)), row("own", f"please: {own}")]
     run(
         settings,
-        train=[*train, row("gold", frozen), row("read", FILLING.format(PASSAGE))],
+        train=[*train, row("gold", frozen), row("read", FILLING.format(PASSAGE)), row("calm", "what is the time")],
         preferences=[row("prompt", own)],
         test=[row("held", own)],
         golden=[row("frozen", frozen), row("like a test row", own)],
     )
-    assert kept("train") == ["clean"]
+    assert kept("train") == ["clean", "calm"]
     assert kept("preferences") == []
     # What is held out may hold what is held out.
     assert sorted(kept("test") + kept("golden")) == ["frozen", "held", "like a test row"]
@@ -381,10 +381,10 @@ def test_contaminated_training_rows_are_dropped_with_evidence(settings: dict[str
         ("like a test row", "minhash"),
     }
     counts = metrics.read("reports/contamination.json")
-    assert (counts["seen"], counts["kept"]) == (10, 5)
+    assert (counts["seen"], counts["kept"]) == (11, 6)
     assert (counts["rejected_bench"], counts["rejected_test"], counts["rejected_golden"]) == (1, 2, 1)
     assert counts["rejected_general"] == 1
-    assert (counts["kept_train"], counts["kept_validation"], counts["kept_test"]) == (1, 1, 1)
+    assert (counts["kept_train"], counts["kept_validation"], counts["kept_test"]) == (2, 1, 1)
     assert (counts["found_ngram"], counts["items"]) == (5, 5)
     assert (counts["benchmark_bench"], counts["benchmark_test"], counts["benchmark_golden"]) == (1, 1, 2)
     assert [counts[f"pass_{name}"] for name in contamination.PASSES] == [1, 1, 1, 0]
@@ -567,7 +567,8 @@ def test_short_rows_of_our_own_test_split_are_counted_and_drop_nothing(settings:
     assert kept("train") == ["chat"]
     assert sorted(kept("test")) == ["one", "two"]
     counts = metrics.read("reports/contamination.json")
-    assert (counts["items_too_short"], counts["items"]) == (3, 1)
+    # The other item is the passage.
+    assert (counts["items_too_short"], counts["items"]) == (3, 2)
 
 
 def test_a_validation_row_that_hits_our_own_test_is_dropped(settings: dict[str, Any]) -> None:
