@@ -65,9 +65,9 @@ class Plugin(BasePlugin):
         return [Halves(cfg.seed)] if cfg.half_fine_tuning else []
 
 
-def sharded_weights(deepspeed: str | None) -> bool:
-    """Whether DeepSpeed's configuration, by its path, is of a stage that shards the weights themselves."""
-    return bool(deepspeed) and json.loads(Path(str(deepspeed)).read_text())["zero_optimization"]["stage"] == 3
+def sharded_weights(deepspeed: Any) -> bool:
+    """Whether DeepSpeed's configuration, which Axolotl has read by now, is of a stage that shards the weights themselves."""
+    return bool(deepspeed) and deepspeed["zero_optimization"]["stage"] == 3
 
 
 def virtual_tokens(method: str, count: int) -> Any:
