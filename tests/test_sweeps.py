@@ -45,7 +45,7 @@ for out in stage.outs:
         path.write_text('{"digest": "%s"}' % digest)
     else:
         path.mkdir(parents=True)
-        for name in ("train", "validation", "test", "preferences"):
+        for name in ("train", "validation", "test", "preferences", "rl"):
             (path / f"{name}.jsonl").write_text(digest)
 with open(Path(__file__).parent / "ran.log", "a") as log:
     log.write(sys.argv[1] + "\\n")
