@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 from temper import executors, minhash, mismatch, record, records, semantic
 from temper.lsh import Columns, Pairs, Texts
+from temper.minhash import SPACE
 from temper.records import Row
 
 ROWS_AT_ONCE = 2048
+# ASCII in lower case, with a space for whatever str.split() takes for one.
+FOLDED = bytes(SPACE if chr(code).isspace() else ord(chr(code).lower()) for code in range(128)) + bytes(range(128, 256))
 CHARACTERS_AT_ONCE = 1 << 22
 VIEWS = ("text", "request", "response")
 """Request and answer together; the request alone, where numbers do not tell rows apart; and a long answer alone.
@@ -93,10 +96,12 @@ def marked(rows: Iterator[Row], verdicts: Path) -> Iterator[Row]:
     for row, (name, reason, kept, cluster, heads) in zip(rows, _verdicts(verdicts), strict=True):
         if int(row["id"], 16) != name:
             raise SystemExit(f"row {row['id']} is not the one that was compared: the shards changed meanwhile; repeat")
-        found = row | {"cluster": _hex(cluster)}
+        row["cluster"] = _hex(cluster)
         if reason:
-            found |= {"reason": REASONS[reason], "kept": _hex(kept)}
-        yield found | ({"counts": ["clusters"]} if heads else {})
+            row |= {"reason": REASONS[reason], "kept": _hex(kept)}
+        if heads:
+            row["counts"] = ["clusters"]
+        yield row
 
 
 def _verdicts(path: Path) -> Iterator[tuple[int, int, int, int, bool]]:
@@ -271,20 +276,24 @@ def _batches(rows: Iterator[Row]) -> Iterator[tuple[list[Row], list[str]]]:
 
 def _facts(row: Row, said: str) -> tuple[int, bool, int, int, tuple[int, int]]:
     # Another question: the same words to be answered by other tools, or a pair to prefer in beside a chat to learn.
-    names = (record.kind(row), *(record.tool_names(row) if row.get("tools") else ()))
-    high, low = divmod(minhash.digest("\0".join([*names, _normalised(said)]), bits=128), 1 << 64)
+    names, named = _joined((record.kind(row), *(record.tool_names(row) if row.get("tools") else ())))
+    high, low = divmod(minhash.digest(b"\0".join((names, _normalised(said))), bits=128), 1 << 64)
     subject = minhash.digest(_normalised(record.subject(row)))
-    return int(row["id"], 16), row.get("category") == mismatch.CATEGORY, _names_digest(names), subject, (high, low)
+    return int(row["id"], 16), row.get("category") == mismatch.CATEGORY, named, subject, (high, low)
 
 
-def _normalised(text: str) -> str:
-    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.split())
+def _normalised(text: str) -> bytes:
+    """A text in UTF-8 without its case, Unicode form and runs of spaces."""
+    if not text.isascii():
+        return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode(errors="surrogatepass")
+    folded = text.encode().translate(FOLDED)
+    return b" ".join(folded.split()) if b"  " in folded else folded.strip()
 
 
 @lru_cache(maxsize=1 << 16)
-def _names_digest(names: tuple[str, ...]) -> int:
-    return minhash.digest("\0".join(names))
+def _joined(names: tuple[str, ...]) -> tuple[bytes, int]:
+    joined = "\0".join(names).encode(errors="surrogatepass")
+    return joined, minhash.digest(joined)
 
 
 def content(row: Row) -> str:

@@ -1,13 +1,12 @@
 """Texts as sets of word n-grams, their MinHash signatures, and their exact likeness: arrays throughout, no file, no vendor.
 
-A word is hashed once per process and looked up after that; an n-gram's hash is a polynomial of its words' hashes, computed for
-a whole batch of texts at a time; so are the minima. That is where the speed over one text and one n-gram at a time comes from.
+A word's hash is a polynomial of its bytes, an n-gram's a polynomial of its words' hashes, each computed for a whole batch of
+texts at a time; so are the minima. That is where the speed over one text and one n-gram at a time comes from.
 """
 
 import hashlib
 import re
 import unicodedata
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,8 +20,13 @@ WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 # For ASCII text the same as case-folding and WORD, several times as fast: what is no word becomes a space.
 ASCII = "".join(chr(code).lower() if chr(code).isalnum() or chr(code) == "_" else " " for code in range(128))
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word's hash is lost in the product
-MAX_WORDS_KNOWN = 1 << 20
+# The same of bytes, where those of other characters stay as they are: such a text comes as its words, with spaces between.
+ASCII_BYTES = ASCII.encode() + bytes(range(128, 256))
+SPACE = ord(" ")
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: it has an inverse, and no word's hash is lost in the product
+INVERSE = np.uint64(pow(int(BASE), -1, 1 << 64))
+NO_WORD = BASE
+"""Fills a text up that is shorter than an n-gram."""
 
 Hashes = NDArray[np.uint64]
 Shingles = NDArray[np.uint32]
@@ -113,37 +117,49 @@ def mixed(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
-def digest(text: str, bits: int = 64) -> int:
-    """The first bits of the text's BLAKE2b hash, the same on every machine."""
-    # A lone surrogate, which JSON can hold and UTF-8 cannot, is a character like any other here.
-    hashed = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=bits // 8)
-    return int.from_bytes(hashed.digest(), "little")
-
-
-class _Known(dict[str, int]):
-    """The 64-bit hash of each word met so far."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) >= MAX_WORDS_KNOWN:
-            self.clear()
-        value = self[word] = digest(word)
-        return value
-
-
-_known = _Known()
+def digest(content: bytes, bits: int = 64) -> int:
+    """The first bits of the BLAKE2b hash, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=bits // 8).digest(), "little")
 
 
 def _words(texts: Sequence[str], settings: Settings) -> tuple[Hashes, Counts]:
     """The hashes of all words and how many each text has; a short text is filled up to one n-gram."""
-    hashes = array("Q")
-    lengths = np.zeros(len(texts), dtype=np.int64)
-    for position, text in enumerate(texts):
-        words = split(text if settings.numbers else NUMBER.sub("0", text))
-        if 0 < len(words) < settings.ngram:
-            words += [""] * (settings.ngram - len(words))
-        hashes.extend(map(_known.__getitem__, words))
-        lengths[position] = len(words)
-    return np.frombuffer(hashes, dtype=np.uint64), lengths
+    encoded = [_spaced(text if settings.numbers else NUMBER.sub("0", text)) for text in texts]
+    hashes, starts = word_hashes(b" ".join(encoded))
+    ends = np.cumsum([len(text) + 1 for text in encoded])
+    lengths = np.diff(np.searchsorted(starts, ends), prepend=0)
+    missing = np.where(lengths > 0, np.maximum(settings.ngram - lengths, 0), 0)
+    return np.insert(hashes, np.repeat(np.cumsum(lengths), missing), NO_WORD), lengths + missing
+
+
+def _spaced(text: str) -> bytes:
+    """A text in UTF-8 whose words are what is no space in it."""
+    return text.encode().translate(ASCII_BYTES) if text.isascii() else " ".join(split(text)).encode()
+
+
+def word_hashes(spaced: bytes) -> tuple[Hashes, Counts]:
+    """(hash, first byte) of each word of a text whose words are apart by spaces.
+
+    Of the word's bytes cᵢ it is Σ cᵢ·BASEⁱ mod 2⁶⁴, mixed. All words have it from one running sum over the text, as BASE has an
+    inverse (Karp and Rabin 1987).
+    """
+    characters = np.frombuffer(spaced, np.uint8)
+    is_word = np.concatenate(([False], characters != SPACE, [False]))
+    edges = np.flatnonzero(is_word[1:] != is_word[:-1])
+    starts, ends = edges[::2], edges[1::2]
+    sums = np.append(np.uint64(0), np.cumsum(characters * _powers(BASE, len(characters))))
+    return mixed((sums[ends] - sums[starts]) * _powers(INVERSE, len(characters))[starts]), starts
+
+
+def _powers(base: np.uint64, count: int) -> Hashes:
+    """baseⁱ mod 2⁶⁴ for i from 0, shape [count]; twice as many are computed as are wanted, for longer batches to come."""
+    known = _POWERS.get(base)
+    if known is None or len(known) < count:
+        known = _POWERS[base] = np.cumprod(np.insert(np.full(2 * count, base), 0, 1))
+    return known[:count]
+
+
+_POWERS: dict[np.uint64, Hashes] = {}
 
 
 def _polynomials(words: Hashes, ngram: int) -> Hashes:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from temper import duplicates, embeddings, executors, metrics, mismatch, record, records
@@ -84,6 +86,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         OmegaConf.save({"dedup": SECTION, "executor": {"kind": "local", "workers": 1}}, "params.yaml")
         records.write("data/ingest/00000.jsonl", ROWS.values())
         yield Ran(ran_stage())
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127)))
+@example("".join(map(chr, range(128))))
+def test_ascii_text_is_normalised_as_any_text_would_be(text: str) -> None:
+    assert duplicates._normalised(text) == " ".join(text.casefold().split()).encode()
+
 
 
 def test_of_duplicates_the_one_of_least_id_stays_and_the_others_name_it(ran: Ran) -> None:
