@@ -94,7 +94,6 @@ def test_ascii_text_is_normalised_as_any_text_would_be(text: str) -> None:
     assert duplicates._normalised(text) == " ".join(text.casefold().split()).encode()
 
 
-
 def test_of_duplicates_the_one_of_least_id_stays_and_the_others_name_it(ran: Ran) -> None:
     first = min(ALIKE, key=lambda name: ROWS[name]["id"])
     assert ran.rejected.keys() == ALIKE - {first}
