@@ -120,7 +120,7 @@ def _sign(shards: Sequence[Path], settings: Settings, work: Path, rank: int, wor
     for view, columns in views.items():
         _append(columns, rank, minhash.sign([], settings.minhash(view)), new=True)
     for batch, said in _batches(records.read(shards[rank])):
-        facts.append("facts", rank, np.array(list(map(_facts, batch, said)), FACTS))
+        facts.append("facts", rank, _facts(batch, said))
         for view, columns in views.items():
             texts = [_text(row, view, settings.min_answer_words) for row in batch]
             _append(columns, rank, minhash.sign(texts, settings.minhash(view)))
@@ -274,12 +274,20 @@ def _batches(rows: Iterator[Row]) -> Iterator[tuple[list[Row], list[str]]]:
         yield batch, said
 
 
-def _facts(row: Row, said: str) -> tuple[int, bool, int, int, tuple[int, int]]:
+def _facts(rows: Sequence[Row], said: Sequence[str]) -> NDArray[Any]:
+    """FACTS of rows whose contents are `said`."""
     # Another question: the same words to be answered by other tools, or a pair to prefer in beside a chat to learn.
-    names, named = _joined((record.kind(row), *(record.tool_names(row) if row.get("tools") else ())))
-    high, low = divmod(minhash.digest(b"\0".join((names, _normalised(said))), bits=128), 1 << 64)
-    subject = minhash.digest(_normalised(record.subject(row)))
-    return int(row["id"], 16), row.get("category") == mismatch.CATEGORY, named, subject, (high, low)
+    named = [_joined((record.kind(row), *(record.tool_names(row) if row.get("tools") else ()))) for row in rows]
+    exact = [
+        minhash.digest(names + b"\0" + _normalised(text), 16) for (names, _), text in zip(named, said, strict=True)
+    ]
+    facts = np.empty(len(rows), FACTS)
+    facts["id"] = np.frombuffer(bytes.fromhex("".join(row["id"] for row in rows)), ">u8")
+    facts["made"] = [row.get("category") == mismatch.CATEGORY for row in rows]
+    facts["tools"] = np.frombuffer(b"".join(tools for _, tools in named), "<u8")
+    facts["subject"] = np.frombuffer(b"".join(minhash.digest(_normalised(record.subject(row))) for row in rows), "<u8")
+    facts["exact"] = np.frombuffer(b"".join(exact), "<u8").reshape(-1, 2)
+    return facts
 
 
 def _normalised(text: str) -> bytes:
@@ -291,7 +299,8 @@ def _normalised(text: str) -> bytes:
 
 
 @lru_cache(maxsize=1 << 16)
-def _joined(names: tuple[str, ...]) -> tuple[bytes, int]:
+def _joined(names: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """Names as one, and a digest of it."""
     joined = "\0".join(names).encode(errors="surrogatepass")
     return joined, minhash.digest(joined)
 

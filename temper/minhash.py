@@ -117,9 +117,9 @@ def mixed(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
-def digest(content: bytes, bits: int = 64) -> int:
-    """The first bits of the BLAKE2b hash, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=bits // 8).digest(), "little")
+def digest(content: bytes, size: int = 8) -> bytes:
+    """The first bytes of the BLAKE2b hash, the same on every machine."""
+    return hashlib.blake2b(content, digest_size=size).digest()
 
 
 def _words(texts: Sequence[str], settings: Settings) -> tuple[Hashes, Counts]:

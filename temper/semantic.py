@@ -54,4 +54,4 @@ def _read(columns: Columns, shard: int) -> tuple[NDArray[np.int64], NDArray[np.u
 
 def _numbers(text: str) -> int:
     """A digest of which numbers there are, whatever their order and how often each is said."""
-    return minhash.digest(" ".join(sorted(set(minhash.NUMBER.findall(text)))).encode())
+    return int.from_bytes(minhash.digest(" ".join(sorted(set(minhash.NUMBER.findall(text)))).encode()), "little")

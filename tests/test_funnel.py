@@ -90,7 +90,9 @@ drawn_files = st.dictionaries(st.sampled_from(["jsonl", "json", "csv", "parquet"
 def prompt(number: int) -> str:
     """A question of many words, like no other; letters only, since numbers do not tell requests apart."""
     digits = str.maketrans("0123456789", "abcdefghij")
-    return " ".join(str(minhash.digest(f"{number}/{place}".encode())).translate(digits) for place in range(20))
+    return " ".join(
+        str(int.from_bytes(minhash.digest(f"{number}/{place}".encode()))).translate(digits) for place in range(20)
+    )
 
 
 def pair(kind: str, number: int) -> tuple[str, str]:
