@@ -85,6 +85,11 @@ def test_edges_join_a_dep_to_the_stage_that_makes_it() -> None:
     assert ("sft@base", "base") not in pairs
 
 
+def test_stages_stand_in_the_order_that_they_run() -> None:
+    place = {stage.name: number for number, stage in enumerate(graph.stages())}
+    assert [pair for pair in graph.edges(graph.stages()) if place[pair[0]] > place[pair[1]]] == []
+
+
 def test_the_picture_shows_every_stage() -> None:
     stages = graph.stages()
     svg = graph.picture(stages)
