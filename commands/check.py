@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from commands.compose import composed
 from commands.launch import Launch
 from commands.synthesize import METHODS, Synthesize
-from temper import base_model, executors, graph, health, params, plan, recipe, sources, study
+from temper import base_model, executors, graph, health, params, plan, recipe, sources, study, vllm
 
 
 @dataclasses.dataclass
@@ -74,6 +74,9 @@ def main(asked: Sequence[str] = ()) -> None:
     recipe.load()
     for name in asked:
         running(name)
+    if not asked:
+        # The whole graph ends in stages that sample; one alone, such as sft, may need no vLLM.
+        vllm.require_build()
     print(f"params.yaml: {number} sections fit their stages")
 
 

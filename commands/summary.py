@@ -48,7 +48,11 @@ def scores(found: Results) -> list[tuple[str, ...]]:
 
 def closing(found: Results) -> list[str]:
     rates = ", ".join(f"{pages.speed(found, level):.0f} at {level}" for level in found.levels())
+    unevaluated = [
+        f"unevaluated models/{name}: in no score above, nor in the release" for name in found.recipe.unevaluated()
+    ]
     return [
+        *unevaluated,
         f"quantized   models/gguf/model.gguf: {pages.gguf_line(found)}",
         f"speed       {rates} concurrent requests (tokens/s, vLLM bf16)",
         f"took        {found.minutes():.0f} minutes in all stages, on {found.hardware()}",

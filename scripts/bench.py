@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import load, metrics, params, progress, records, stage
+from temper import load, metrics, params, progress, records, stage, vllm
 from temper.server import Server
 
 TEST = Path("data/mix/test.jsonl")
@@ -29,6 +29,7 @@ def main() -> None:
     variant, release = sys.argv[1:]
     cfg = params.load(f"bench.{variant}", Bench)
     levels = paired(cfg, variant)
+    vllm.require_build()
     rows = [row for row in records.read(TEST) if row.get("kind", "call") in ("call", "chat")]
     if not rows:
         raise SystemExit(f"{TEST}: no rows, expected at least one to send: raise split.test or ingest.limit")

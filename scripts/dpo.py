@@ -49,7 +49,7 @@ class Dpo:
     max_steps: int | None
     global_batch: int
     max_length: int
-    """Tokens of prompt and answer; what is longer is cut, or left out where there is no reference."""
+    """Tokens of prompt and answer; pairs that are longer are left out."""
     saves: int
     hardware: str
     precision: str
@@ -61,24 +61,27 @@ class Dpo:
 def main() -> None:
     cfg, start = params.load("dpo", Dpo), Path("models", sys.argv[1])
     processes = launcher.processes()
-    if cfg.hardware != "cpu":
-        training.require_gpu(cfg.hardware)
+    training.require(cfg)
+    training.require_context("dpo.max_length", cfg.max_length, start)
     pairs = preference_trainers.pairs(PREFERENCES, "dpo", cfg.global_batch)
 
     config = preference_trainers.render_dpo(cfg, start, processes)
-    trl.write(config, OUT / "trl.yaml")
     training.prepare()
+    kept = preference_trainers.leave_out(config, pairs, cfg.global_batch)
+    trl.write(config, OUT / "trl.yaml")
     trl.check(config)
 
     inputs, threads = [*checkpoints.deps("dpo"), OUT / "trl.yaml"], params.runtime()["threads"]
-    with checkpoints.scratch("dpo", cfg, inputs, threads=threads) as scratch:
+    with checkpoints.scratch("dpo", cfg, inputs, threads=threads, processes=processes) as scratch:
         resumed = checkpoints.last(scratch / "out")
         log = trl.train(config, scratch, resumed, tracking.trackers("dpo"), processes)
         adapters.keep(scratch / "out", ADAPTER)
         merged = adapters.merge(start, ADAPTER, OUT, PREFERENCES)
         curves.write("reports/plots/dpo.csv", log, preference_trainers.REWARDS.values())
         found = curves.summary(log) | preference_trainers.rewards(log) | merged
-        metrics.write("reports/training/dpo.json", found | {"pairs": len(pairs)})
+        metrics.write(
+            "reports/training/dpo.json", found | {"pairs": len(kept), "pairs_too_long": len(pairs) - len(kept)}
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from temper import harness, intervals, metrics, params, records, stage
+from temper import harness, intervals, metrics, params, records, stage, vllm
 from temper.records import Row
 
 TEST, GENERAL = Path("data/mix/test.jsonl"), Path("data/general.jsonl")
@@ -45,6 +45,7 @@ def main() -> None:
         raise SystemExit(f"evaluate.domain is {cfg.domain}: set it to 1 or more rows in conf/evaluate")
     texts = {"domain": spread(rows, cfg.domain), "general": list(records.read(GENERAL))[: cfg.limit]}
 
+    vllm.require_build()
     model = Path("models") / variant
     found = harness.evaluate(model, rows, texts, cfg.dtype, cfg.max_tokens, cfg.seed, params.runtime())
 

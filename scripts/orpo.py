@@ -50,24 +50,27 @@ class Orpo:
 def main() -> None:
     cfg, start = params.load("orpo", Orpo), Path("models", sys.argv[1])
     processes = launcher.processes()
-    if cfg.hardware != "cpu":
-        training.require_gpu(cfg.hardware)
+    training.require(cfg)
+    training.require_context("orpo.max_length", cfg.max_length, start)
     pairs = preference_trainers.pairs(PREFERENCES, "orpo", cfg.global_batch)
 
     config = preference_trainers.render_orpo(cfg, start, processes)
-    trl.write(config, OUT / "trl.yaml")
     training.prepare()
+    kept = preference_trainers.leave_out(config, pairs, cfg.global_batch)
+    trl.write(config, OUT / "trl.yaml")
     trl.check(config)
 
     inputs, threads = [*checkpoints.deps("orpo"), OUT / "trl.yaml"], params.runtime()["threads"]
-    with checkpoints.scratch("orpo", cfg, inputs, threads=threads) as scratch:
+    with checkpoints.scratch("orpo", cfg, inputs, threads=threads, processes=processes) as scratch:
         resumed = checkpoints.last(scratch / "out")
         log = trl.train(config, scratch, resumed, tracking.trackers("orpo"), processes)
         adapters.keep(scratch / "out", ADAPTER)
         merged = adapters.merge(start, ADAPTER, OUT, PREFERENCES)
         curves.write("reports/plots/orpo.csv", log, preference_trainers.REWARDS.values())
         found = curves.summary(log) | preference_trainers.rewards(log) | merged
-        metrics.write("reports/training/orpo.json", found | {"pairs": len(pairs)})
+        metrics.write(
+            "reports/training/orpo.json", found | {"pairs": len(kept), "pairs_too_long": len(pairs) - len(kept)}
+        )
 
 
 if __name__ == "__main__":

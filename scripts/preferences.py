@@ -105,6 +105,7 @@ def compared(
     rows, runtime = verifiable + judgeable, params.runtime()
     if not rows:
         return [], [], {}
+    vllm.require_build()
     sampling = vllm.Sampling(cfg.samples, cfg.temperature, cfg.top_p, cfg.max_tokens)
     others = {"ids": [row["id"] for row in rows], "dtype": cfg.dtype, "seed": cfg.seed, "threads": runtime["threads"]}
     # The samples outlive a judge that cannot go on.

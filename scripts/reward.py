@@ -60,8 +60,8 @@ class Reward:
 def main() -> None:
     cfg, start = params.load("reward", Reward), Path("models", sys.argv[1])
     processes = launcher.processes()
-    if cfg.hardware != "cpu":
-        training.require_gpu(cfg.hardware)
+    training.require(cfg)
+    training.require_context("reward.max_length", cfg.max_length, start)
     pairs = preference_trainers.pairs(PREFERENCES, "reward", 1)
     trained, held_out = reward_model.divided(pairs, cfg.held_out, cfg.seed, str(PREFERENCES))
     preference_trainers.require_a_step(len(trained), str(PREFERENCES), "pairs", "reward", cfg.global_batch)
@@ -72,7 +72,7 @@ def main() -> None:
     trl.check(config)
 
     inputs, threads = [*checkpoints.deps("reward"), OUT / "trl.yaml"], params.runtime()["threads"]
-    with checkpoints.scratch("reward", cfg, inputs, threads=threads) as scratch:
+    with checkpoints.scratch("reward", cfg, inputs, threads=threads, processes=processes) as scratch:
         resumed = checkpoints.last(scratch / "out")
         log = trl.train(config, scratch, resumed, tracking.trackers("reward"), processes)
         keep(cfg.method, scratch / "out")

@@ -62,6 +62,8 @@ class Sft:
     attention: str
     micro_batch: int
     gradient_checkpointing: bool
+    kernels: bool | None
+    """Triton code for LoRA; null leaves it to Axolotl, which takes it wherever there is a GPU."""
     offload_activations: bool
     deepspeed: str | None
     fsdp: str | None
@@ -79,7 +81,7 @@ def main() -> None:
     axolotl.check(config, cfg.hardware)
 
     inputs, threads = [*checkpoints.deps("sft"), OUT / "axolotl.yaml"], params.runtime()["threads"]
-    with checkpoints.scratch("sft", cfg, inputs, threads=threads) as scratch:
+    with checkpoints.scratch("sft", cfg, inputs, threads=threads, processes=processes) as scratch:
         resumed = checkpoints.last(scratch / "out")
         log = axolotl.train(config, scratch, resumed, tracking.trackers("sft"), processes)
         found = curves.summary(log) | best(config, log) | save(cfg.method, scratch / "out", Path("models", policy))
@@ -89,15 +91,11 @@ def main() -> None:
 
 def require(cfg: Sft, start: Path) -> None:
     """Refuse what would only fail after minutes of imports."""
-    if cfg.hardware != "cpu":
-        training.require_gpu(cfg.hardware)
+    training.require(cfg)
     for file in ROWS.values():
         if not file.stat().st_size:
             raise SystemExit(f"{file}: no rows to train on: see data/rejected/ for where they went")
-    if cfg.sequence_length > (context := base_model.context(start)):
-        raise SystemExit(
-            f"sft.sequence_length is {cfg.sequence_length}, and {start} has {context} positions: lower it, or set model.rope"
-        )
+    training.require_context("sft.sequence_length", cfg.sequence_length, start)
     followers = [key for key, models in params.value("recipe").items() if "sft" in models]
     if cfg.method in axolotl.SOFT and followers:
         raise SystemExit(
@@ -121,8 +119,11 @@ def save(method: str, trained: Path, start: Path) -> dict[str, float]:
     adapters.keep(trained, ADAPTER)
     if method in axolotl.SOFT:
         shutil.copytree(ADAPTER, OUT, dirs_exist_ok=True)
+        print(
+            f"sft: {OUT} holds a {method} for PEFT: vLLM takes none, so no stage evaluates or releases it", flush=True
+        )
         return {}
-    return adapters.merge(start, ADAPTER, OUT, ROWS["train"])
+    return adapters.merge(start, ADAPTER, OUT, ROWS["train"], axolotl.NF4 if method == "qlora" else None)
 
 
 def best(config: axolotl.Config, log: curves.Log) -> dict[str, float]:

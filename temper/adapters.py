@@ -32,10 +32,13 @@ def keep(trained: Path, target: Path) -> None:
     (target / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def merge(base: Path, adapter: Path, target: Path, rows: Path) -> dict[str, float]:
+def merge(
+    base: Path, adapter: Path, target: Path, rows: Path, four_bit: dict[str, Any] | None = None
+) -> dict[str, float]:
     """Write `base` + `adapter` as a bf16 Hugging Face folder, summed in float32; exits if that is not what was trained.
 
-    W' = W + (alpha / r)·B·A, Hu et al. 2021, section 4.1. Returns the figures of merging.Check over the first of `rows`.
+    W' = W + (alpha / r)·B·A, Hu et al. 2021, section 4.1. Returns the figures of merging.Check over the first of `rows`; where
+    the base was held in `four_bit` while the adapter learned, in bitsandbytes' words, also what leaving that behind costs.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,18 +50,25 @@ def merge(base: Path, adapter: Path, target: Path, rows: Path) -> dict[str, floa
     check.compare("sum", merged)
     base_model.save(merged, tokenizer, target)
     del adapted, merged  # the float32 weights of one model at a time
-    check.compare("bf16", AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32))
+    written = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    check.compare("bf16", written)
+    if four_bit:
+        check.compare("nf4", written, attached(base, adapter, four_bit))
     return check.passed(target)
 
 
-def attached(base: Path, adapter: Path) -> Any:
-    """The model in `base`, in float32, with `adapter` beside its weights; exits if the adapter was made for another model."""
+def attached(base: Path, adapter: Path, four_bit: dict[str, Any] | None = None) -> Any:
+    """The model in `base`, in float32 or with its linear layers in `four_bit`, with `adapter` beside its weights.
+
+    Exits if the adapter was made for another model.
+    """
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    held = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **four_bit)} if four_bit else {}
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **held)
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:

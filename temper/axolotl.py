@@ -19,6 +19,10 @@ LORA = ("lora", "qlora", "dora", "rslora", "lora-plus")
 WHOLE = ("full", "hft")
 SOFT = ("prefix", "prompt")  # virtual tokens, which nothing merges into weights
 PLUGIN = "temper.axolotl_plugin.Plugin"
+NF4: Config = {
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}  # how qlora holds its base, in bitsandbytes' words
 # bf16 on CPU is autocast over bf16 weights with the adapter in float32. fp8 pays off compiled only.
 BF16: Config = {"bf16": True, "fp16": False, "tf32": False}
 PRECISIONS: dict[str, Config] = {
@@ -45,7 +49,7 @@ TEXTS: Config = {"type": "completion", "field": "text"}
 FORMS = {"chat": CHATS, "text": TEXTS}
 COLUMNS = {CHATS["type"]: "messages", TEXTS["type"]: "text"}
 CHATS_ALONE: Kinds = {"train": ("chat",), "validation": ("chat",)}
-# Axolotl's fused LoRA kernels are CUDA code.
+# Triton code for LoRA, ported from Unsloth's. Axolotl turns it on by itself where it finds a GPU.
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 # What each hardware preset has, in the terms of Axolotl's schema: it validates configurations for machines that are not this one.
 CAPABILITIES = {
@@ -107,9 +111,9 @@ def _on_cpu(cfg: Any) -> Iterator[tuple[bool, str]]:
     """What only a GPU can do."""
     if cfg.hardware == "cpu":
         yield cfg.method == "qlora", "sft.method=qlora quantizes in CUDA code: choose hardware=gpu1 or more"
-        yield "flash" in cfg.attention, f"hardware.attention={cfg.attention} is CUDA code: choose sdpa"
         yield "8bit" in cfg.optimizer, f"sft.optimizer={cfg.optimizer} is CUDA code: choose adamw_torch"
         yield cfg.offload_activations, "sft.offload_activations moves them to the CPU, where they are: set it to false"
+        yield bool(cfg.kernels), "sft.kernels is Triton code for GPUs: set it to null"
 
 
 def _together(cfg: Any) -> Iterator[tuple[bool, str]]:
@@ -119,6 +123,12 @@ def _together(cfg: Any) -> Iterator[tuple[bool, str]]:
     # What is frozen has no gradient; an optimizer over pieces of all weights takes that for 0 and goes on by its momentum.
     sharded = cfg.method == "hft" and bool(cfg.deepspeed or cfg.fsdp)
     yield sharded, f"{name} cannot freeze what {cfg.deepspeed or cfg.fsdp} shards: set deepspeed and fsdp to null"
+    yield bool(cfg.kernels) and cfg.method not in LORA, f"sft.kernels are of LoRA, and {name} has none: set it to null"
+    gathered = bool(cfg.kernels) and sharding.ZERO.get(cfg.deepspeed) == 3
+    yield (
+        gathered,
+        f"sft.kernels read weights that {cfg.deepspeed} has in pieces: set it to null, or deepspeed to zero2",
+    )
     yield fp8 and cfg.method not in WHOLE, f"sft.precision=fp8 is for all weights: choose sft=full-fp8, not {name}"
     yield fp8 and bool(cfg.deepspeed), f"sft.precision=fp8 excludes {cfg.deepspeed}: choose hardware=gpu8-fsdp2"
 
@@ -152,9 +162,8 @@ def method(cfg: Any) -> Config:
         return {"adapter": cfg.method, "virtual_tokens": cfg.virtual_tokens}
     if cfg.method in WHOLE:
         return {"half_fine_tuning": True} if cfg.method == "hft" else {}
-    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     kinds: dict[str, Config] = {
-        "qlora": {"adapter": "qlora", "load_in_4bit": True, "bnb_config_kwargs": nf4},
+        "qlora": {"adapter": "qlora", "load_in_4bit": True, "bnb_config_kwargs": NF4},
         "dora": {"peft_use_dora": True},
         "rslora": {"peft_use_rslora": True},
         "lora-plus": {"loraplus_lr_ratio": cfg.lora_plus_ratio},
@@ -179,7 +188,7 @@ def end_of_turn(token: str | None) -> Config:
 
 def machine(cfg: Any, processes: int) -> Config:
     """What only a CPU, only GPUs or only several of them need."""
-    keys: Config = {"plugins": [PLUGIN], **recomputation(cfg)}
+    keys: Config = {"plugins": [PLUGIN], **recomputation(cfg), **kernels(cfg)}
     if cfg.deepspeed:
         keys["deepspeed"] = f"models/sft/{cfg.deepspeed}.json"
     if cfg.fsdp:
@@ -190,10 +199,15 @@ def machine(cfg: Any, processes: int) -> Config:
     if cfg.hardware == "cpu":
         # Padding to whole sequences, for the sake of a GPU's memory, makes an evaluation of short rows four times as long.
         keys["pad_to_sequence_len"] = False
-    if cfg.hardware == "cpu" or sharding.ZERO.get(cfg.deepspeed) == 3:
-        # The kernels read weights without asking, and ZeRO-3 hands them out to who asks.
-        keys |= dict.fromkeys(KERNELS, False)
     return keys
+
+
+def kernels(cfg: Any) -> Config:
+    """Whether LoRA runs by Triton: as asked, and not where it cannot; nothing leaves it to Axolotl."""
+    # The kernels read weights without asking, and ZeRO-3 hands them out to who asks.
+    if cfg.hardware == "cpu" or sharding.ZERO.get(cfg.deepspeed) == 3:
+        return dict.fromkeys(KERNELS, False)
+    return {} if cfg.kernels is None else dict.fromkeys(KERNELS, cfg.kernels)
 
 
 def recomputation(cfg: Any) -> Config:

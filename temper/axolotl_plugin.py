@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainerCallback
 
-from temper import halves, hardware, health, labelled_logits, stage, training
+from temper import halves, health, labelled_logits, stage, training
 from temper.axolotl import SOFT
 
 
@@ -46,7 +46,7 @@ class Plugin(BasePlugin):
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
         # A GPU is fast at logits, and code compiled for it wants the same shape at each step.
-        if not hardware.found().gpus:
+        if not training.has_gpu():
             labelled_logits.narrow(model)
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Plugin(BasePlugin):
             # The run that is resumed evaluated at its start; once more would add a row to the curve. And until the first
             # forward pass of a training step, nothing gathers the weights that ZeRO-3 has sharded.
             arguments["eval_on_start"] = False
-        return arguments | ({} if hardware.found().gpus else {"use_cpu": True})
+        return arguments | ({} if training.has_gpu() else {"use_cpu": True})
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         training.quiet_callbacks(trainer)
@@ -137,7 +137,7 @@ def run(config: Path, log: Path) -> list[dict[str, Any]]:
     from axolotl.train import train
     from transformers import set_seed
 
-    on_cpu = not hardware.found().gpus
+    on_cpu = not training.has_gpu()
     if on_cpu and "deepspeed" in yaml.safe_load(config.read_text()):
         deepspeed_on_cpu()
     cfg = load_cfg(str(config))
@@ -148,7 +148,7 @@ def run(config: Path, log: Path) -> list[dict[str, Any]]:
         data = load_datasets(cfg=cfg)
     except ValueError as error:
         raise SystemExit(
-            f"sft: Axolotl refuses the rows: {error}: lower data.max_tokens or raise sft.sequence_length"
+            f"sft: Axolotl refuses the rows: {' '.join(str(error).split())}: lower data.max_tokens or raise sft.sequence_length"
         ) from None
     started = time.monotonic()
     # Axolotl does not seed the adapter's first weights.

@@ -54,9 +54,13 @@ def key(settings: Any, inputs: Sequence[str | Path], **runtime: Any) -> str:
 
 
 def last(folder: Path) -> Path | None:
-    """The newest complete checkpoint-N in `folder`; one that was cut short is deleted, so that nothing resumes from it."""
+    """The newest checkpoint-N in `folder` that is complete for as many processes as params.yaml has.
+
+    One that was cut short is deleted, so that nothing resumes from it.
+    """
+    runtime = params.runtime()
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step, reverse=True):
-        if is_complete(checkpoint):
+        if is_complete(checkpoint, runtime["processes"] * runtime["nodes"]):
             print(f"resuming from step {step(checkpoint)}", flush=True)
             return checkpoint
         shutil.rmtree(checkpoint)
@@ -67,26 +71,36 @@ def step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def is_complete(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path, processes: int = 1) -> bool:
     """Whether all that a Trainer resumes from is there and whole; without one of these it goes on with a fresh one, silently."""
     try:
         json.loads((checkpoint / STATE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return False
     weights = list(checkpoint.glob("*.safetensors"))
-    # DeepSpeed has its optimizer in global_step*/, one file a process; FSDP resumes from weights of its own beside it.
-    optimizers = ("optimizer.pt", "global_step*/*optim_states.pt", "optimizer.bin")
-    optimizer = next(filter(None, (list(checkpoint.glob(name)) for name in optimizers)), [])
-    # torch.save writes ZIP archives, their directory last.
-    parts = [optimizer, list(checkpoint.glob("scheduler.pt")), list(checkpoint.glob("rng_state*.pth"))]
-    if optimizer and optimizer[0].name == "optimizer.bin":
-        parts.append(list(checkpoint.glob("pytorch_model_fsdp.bin")))
+    expected = _expected(checkpoint, processes)
+    parts = {pattern: list(checkpoint.glob(pattern)) for pattern in expected}
     return (
         bool(weights)
-        and all(parts)
         and all(_is_whole(file) for file in weights)
-        and all(is_zipfile(file) for part in parts for file in part)
+        and all(len(files) == expected[pattern] for pattern, files in parts.items())
+        # torch.save writes ZIP archives, their directory last.
+        and all(is_zipfile(file) for files in parts.values() for file in files)
     )
+
+
+def _expected(checkpoint: Path, processes: int) -> dict[str, int]:
+    """How many files of each name hold the state of `processes` beside the weights: optimizer, schedule, random numbers."""
+    each = {"scheduler.pt": 1, "rng_state.pth" if processes == 1 else "rng_state_*.pth": processes}
+    if any(checkpoint.glob("global_step*")):
+        # DeepSpeed: the optimizer is sharded from ZeRO-1 on, the weights in ZeRO-3.
+        sharded = "global_step*/zero_pp_rank_*_model_states.pt"
+        model = {sharded: processes} if any(checkpoint.glob(sharded)) else {"global_step*/mp_rank_*_model_states.pt": 1}
+        return each | {"global_step*/*optim_states.pt": processes} | model
+    if (checkpoint / "optimizer.bin").is_file():
+        # FSDP resumes from weights of its own.
+        return each | {"optimizer.bin": 1, "pytorch_model_fsdp.bin": 1}
+    return each | {"optimizer.pt": 1}
 
 
 def _is_whole(file: Path) -> bool:

@@ -25,18 +25,25 @@ def write(path: str | Path, log: Log, columns: Iterable[str] = ()) -> None:
 
 
 def summary(log: Log) -> dict[str, float]:
-    """first_loss, train_loss (mean over the last tenth of the steps), eval_loss (last), steps, and epochs over the rows."""
+    """first_loss, train_loss (mean over the last tenth of the steps), eval_loss (last), steps, and epochs over the rows.
+
+    Steps whose loss is no number, which only health.finite=null lets pass, are counted; among the last tenth they end the run.
+    """
     losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     if not losses:
         raise SystemExit(
             "training: no step was logged: the data gives fewer rows than one global batch; add rows or lower it"
         )
-    if bad := [step for step, loss in losses if not math.isfinite(loss)]:
+    tail = losses[-math.ceil(len(losses) / 10) :]
+    if bad := [step for step, loss in tail if not math.isfinite(loss)]:
         raise SystemExit(
-            f"training: the loss is not finite at step {bad[0]}: lower the learning rate, or use precision fp32"
+            f"training: the loss is not finite at step {bad[0]} of {losses[-1][0]}, and has not recovered: lower the learning "
+            "rate, or use precision fp32"
         )
-    tail = [loss for _, loss in losses[-math.ceil(len(losses) / 10) :]]
-    values = {"first_loss": losses[0][1], "train_loss": sum(tail) / len(tail), "steps": losses[-1][0]}
+    finite = [loss for _, loss in losses if math.isfinite(loss)]
+    train_loss = sum(loss for _, loss in tail) / len(tail)
+    values = {"first_loss": finite[0], "train_loss": train_loss, "steps": losses[-1][0]}
+    values |= {"steps_not_finite": len(losses) - len(finite)} if len(finite) < len(losses) else {}
     evals = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     values |= {"eval_loss": evals[-1]} if evals else {}
     return values | ({"epochs": log[-1]["epoch"]} if "epoch" in log[-1] else {})

@@ -98,7 +98,10 @@ def not_finite(run: Monitor, key: str) -> str | None:
     value = run.seen[key][-1]
     if not run.health.finite or math.isfinite(value):
         return None
-    return f"{key} is {value}, expected a number: lower {run.stage}.learning_rate, use precision fp32, or set health.finite to null"
+    return (
+        f"{key} is {value}, expected a number: lower {run.stage}.learning_rate, use precision fp32, or, for a run that recovers by "
+        "itself, set health.finite to null"
+    )
 
 
 def spike(run: Monitor, key: str) -> str | None:

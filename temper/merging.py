@@ -1,6 +1,7 @@
 """Merged against unmerged: whether summing an adapter into its base left the model that was trained, on rows of training.
 
-Two things can go wrong: the algebra (a scale, a layer left out), which shows in float32, and what rounding to bf16 costs.
+Two things can go wrong: the algebra (a scale, a layer left out), which shows in float32, and what rounding to bf16 costs. An
+adapter that was trained beside a 4-bit base (QLoRA) also made up for that base's errors, which the 16-bit base has not.
 """
 
 from collections.abc import Iterator
@@ -42,9 +43,10 @@ class Check:
         with adapted.disable_adapter():
             self.compare("adapter", adapted)
 
-    def compare(self, name: str, model: Any) -> None:
-        """Add merge_<name>_{max,kl,greedy} of `model`: see `distance`."""
-        found = distance(self.trained, log_probs(model, self.prompts))
+    def compare(self, name: str, model: Any, trained: Any = None) -> None:
+        """Add merge_<name>_{max,kl,greedy} of `model`, against `trained` if that is another than the first: see `distance`."""
+        reference = self.trained if trained is None else log_probs(trained, self.prompts)
+        found = distance(reference, log_probs(model, self.prompts))
         self.figures |= {f"merge_{name}_{key}": value for key, value in found.items()}
 
     def passed(self, target: Path) -> dict[str, float]:
@@ -58,8 +60,9 @@ def log_probs(model: Any, prompts: list[list[int]]) -> "Tensor":
     import torch
 
     def one(ids: list[int]) -> "Tensor":
-        logits = model(input_ids=torch.tensor([ids]), logits_to_keep=POSITIONS, use_cache=False).logits
-        return logits[0].float().log_softmax(-1)
+        inputs = torch.tensor([ids], device=model.device)  # a 4-bit model is on the GPU where there is one
+        logits = model(input_ids=inputs, logits_to_keep=POSITIONS, use_cache=False).logits
+        return logits[0].float().log_softmax(-1).cpu()
 
     with torch.inference_mode():
         return torch.cat([one(ids) for ids in prompts])

@@ -207,11 +207,11 @@ def data(settings: DictConfig, assumed: Assumed) -> Data:
         return Data(**asdict(assumed), source="assumed: conf/plan")
     audit, mix = (json.loads(file.read_text()) for file in files.values())
     return Data(
-        train=mix["kept_train"],
+        train=audit["rows_train"],
         preferences=mix["kept_preferences"],
         test=mix["kept_test"],
-        tokens=audit["tokens"] / audit["written"],
-        answer=audit["tokens_trained"] / audit["written"],
+        tokens=audit["tokens_train"] / audit["rows_train"],
+        answer=audit["tokens_trained_train"] / audit["rows_train"],
         longest=audit["tokens_max"],
         source="counted: reports/audit.json",
     )

@@ -12,6 +12,7 @@ from temper.trl import Config, Log
 
 Pair = dict[str, Any]
 SIDES = ("chosen", "rejected")
+ANSWERS = (*SIDES, "completion")
 # What TRL's DPO and KTO trainers know, which look at the name in their first step only, and what its CPO trainer knows, which
 # keeps no reference.
 DPO_LOSSES = (
@@ -85,6 +86,11 @@ def weights(answers: Sequence[Pair]) -> Config:
     """The rarer kind weighs as much more as it is rarer (Ethayarajh et al. 2024, arXiv:2402.01306, equation 8)."""
     good = sum(row["label"] for row in answers)
     bad = len(answers) - good
+    if not (good and bad):
+        raise SystemExit(
+            f"kto: {good} answers to be preferred and {bad} others are no longer than kto.max_length, expected some of each: "
+            "raise it in conf/kto"
+        )
     return {"desirable_weight": max(1.0, bad / good), "undesirable_weight": max(1.0, good / bad)}
 
 
@@ -130,68 +136,86 @@ def unpaired(rows: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 def texts(row: Pair, tokenizer: Any) -> dict[str, str]:
-    """`prompt`, `chosen` and `rejected` as the chat template renders them, the answers up to their end of turn."""
+    """`prompt` and each answer as the chat template renders them, the answers up to their end of turn."""
     from trl import apply_chat_template
 
     rendered = apply_chat_template(row, tokenizer)
-    return rendered | {side: _ended(rendered[side], tokenizer.eos_token) for side in SIDES}
+    return rendered | {side: _ended(rendered[side], tokenizer.eos_token) for side in ANSWERS if side in rendered}
 
 
-def lengths(rendered: Sequence[dict[str, str]], tokenizer: Any) -> list[tuple[int, int]]:
-    """Tokens of the prompt with the chosen, and with the rejected answer."""
-    both = [
+def lengths(rendered: Sequence[dict[str, str]], tokenizer: Any) -> list[tuple[int, ...]]:
+    """Tokens of the prompt with each answer."""
+    sides = [side for side in ANSWERS if side in rendered[0]]
+    each = [
         [
             len(ids)
             for ids in tokenizer([row["prompt"] + row[side] for row in rendered], add_special_tokens=False)["input_ids"]
         ]
-        for side in SIDES
+        for side in sides
     ]
-    return list(zip(*both, strict=True))
+    return list(zip(*each, strict=True))
 
 
-def fitting(sizes: Sequence[tuple[int, int]], limit: int, section: str, fate: str) -> list[int]:
-    """Which pairs are no longer than max_length; says how many are, which is their `fate`, and exits when all are."""
-    whole = [number for number, size in enumerate(sizes) if max(size) <= limit]
+def fitting(sizes: Sequence[tuple[int, ...]], limit: int, section: str, fate: str) -> list[int]:
+    """Which rows are no longer than max_length; says how many are, which is their `fate`, and exits when all are."""
+    whole, what = [number for number, size in enumerate(sizes) if max(size) <= limit], rows_of(section)
     if not whole:
         raise SystemExit(
-            f"{section}: all {len(sizes)} pairs are longer than {section}.max_length ({limit} tokens; the shortest has "
+            f"{section}: all {len(sizes)} {what} are longer than {section}.max_length ({limit} tokens; the shortest has "
             f"{min(map(max, sizes))}): raise it in conf/{section}"
         )
     longer = len(sizes) - len(whole)
     if longer and os.environ.get("LOCAL_RANK", "0") == "0":
         print(
-            f"{section}: {longer} of {len(sizes)} pairs are {fate} at {section}.max_length ({limit} tokens)", flush=True
+            f"{section}: {longer} of {len(sizes)} {what} are {fate} at {section}.max_length ({limit} tokens; the longest has "
+            f"{max(map(max, sizes))})",
+            flush=True,
         )
     return whole
+
+
+def rows_of(section: str) -> str:
+    return "answers" if section == "kto" else "pairs"
+
+
+def leave_out(config: Config, rows: Sequence[Pair], global_batch: int) -> list[Pair]:
+    """The rows that fit into max_length; the numbers of the others are noted in `config`, for its trainer to skip.
+
+    TRL's trainers would cut their answers, and with them the end of the turn, or drop them without a word. Exits when what is
+    left makes no step.
+    """
+    section, limit, tokenizer = config["stage"], config["trainer"]["max_length"], trl.tokenizer(config["model"])
+    whole = fitting(lengths([texts(row, tokenizer) for row in rows], tokenizer), limit, section, "left out")
+    require_a_step(len(whole), f"{config['preferences']} up to {limit} tokens", rows_of(section), section, global_batch)
+    config["left_out"] = sorted(set(range(len(rows))) - set(whole))
+    return [rows[number] for number in whole]
 
 
 def dpo(run: Config) -> Any:
     from trl import DPOTrainer
 
-    parts = trl.policy(run)
-    return DPOTrainer(train_dataset=_dataset(_pairs(run, parts["processing_class"])), **parts)
+    return DPOTrainer(train_dataset=_dataset(_kept(run, _pairs(run))), **trl.policy(run))
 
 
 def kto(run: Config) -> Any:
     from trl import KTOTrainer
 
-    parts = trl.policy(run)
-    rows = unpaired(_pairs(run, parts["processing_class"]), run["trainer"]["seed"])
-    return KTOTrainer(train_dataset=_dataset(rows), **parts)
+    rows = unpaired(_pairs(run), run["trainer"]["seed"])
+    return KTOTrainer(train_dataset=_dataset(_kept(run, rows)), **trl.policy(run))
 
 
 def cpo(run: Config) -> Any:
     from trl.experimental.cpo import CPOTrainer
 
     parts = trl.policy(run)
-    return CPOTrainer(train_dataset=_dataset(_rendered_pairs(run, parts["processing_class"])), **parts)
+    return CPOTrainer(train_dataset=_dataset(_texts(run, parts["processing_class"])), **parts)
 
 
 def orpo(run: Config) -> Any:
     from trl.experimental.orpo import ORPOTrainer
 
     parts = trl.policy(run)
-    return ORPOTrainer(train_dataset=_dataset(_rendered_pairs(run, parts["processing_class"])), **parts)
+    return ORPOTrainer(train_dataset=_dataset(_texts(run, parts["processing_class"])), **parts)
 
 
 def rewards(log: Log) -> dict[str, float]:
@@ -211,25 +235,25 @@ def _rendered(cfg: Any, start: Path, processes: int, section: str) -> Config:
         "stage": section,
         "model": str(start),
         "preferences": "data/preferences.jsonl",
+        "left_out": [],
         "attention": cfg.attention,
         "trainer": trl.arguments(cfg, processes, section) | shared,
         "lora": trl.lora(cfg.lora),
     }
 
 
-def _pairs(run: Config, tokenizer: Any) -> list[Pair]:
-    """All pairs, of which TRL cuts the long ones."""
-    rows = pairs(Path(run["preferences"]), run["stage"], 1)
-    rendered = [texts(row, tokenizer) for row in rows]
-    fitting(lengths(rendered, tokenizer), run["trainer"]["max_length"], run["stage"], "cut")
-    return rows
+def _pairs(run: Config) -> list[Pair]:
+    return pairs(Path(run["preferences"]), run["stage"], 1)
 
 
-def _rendered_pairs(run: Config, tokenizer: Any) -> list[dict[str, str]]:
-    """The pairs that fit, as text that ends where the turn does: CPO and ORPO as TRL has them cut no prompt, and end any other."""
-    rendered = [texts(row, tokenizer) for row in pairs(Path(run["preferences"]), run["stage"], 1)]
-    kept = fitting(lengths(rendered, tokenizer), run["trainer"]["max_length"], run["stage"], "left out")
-    return [rendered[number] for number in kept]
+def _kept(run: Config, rows: Sequence[Pair]) -> list[Pair]:
+    left_out = set(run["left_out"])
+    return [row for number, row in enumerate(rows) if number not in left_out]
+
+
+def _texts(run: Config, tokenizer: Any) -> list[dict[str, str]]:
+    """Pairs as text that ends where the turn does: to any other, CPO and ORPO as TRL has them append the EOS."""
+    return [texts(row, tokenizer) for row in _kept(run, _pairs(run))]
 
 
 def _ended(answer: str, end: str | None) -> str:

@@ -29,6 +29,10 @@ class Recipe:
         """The training stages that run, in the order of the graph."""
         return [name for name in STAGES if getattr(self, name)]
 
+    def unevaluated(self) -> list[str]:
+        """Models that are trained and that no figure of `evaluate` speaks of."""
+        return [name for name in MODELS if getattr(self, name) and name not in self.variants]
+
     def chain(self) -> list[str]:
         """The models from the base to the release: base, sft, dpo."""
         models = [self.release]

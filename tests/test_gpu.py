@@ -16,6 +16,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPUS, reason="no GPU on th
 SEVERAL = pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
 
 
+@pytest.mark.skipif(
+    "\nvllm-cpu==" in Path("requirements/serve.txt").read_text(), reason="requirements/serve.txt locks vLLM's CPU build"
+)
 def test_both_trainers_run_on_the_gpu_preset(tmp_path: Path, clone_to: Callable[[Path], Path]) -> None:
     root = tmp_path / "tree"
     clone_to(root)

@@ -59,8 +59,8 @@ def test_the_runs_on_record_pass(stage: str) -> None:
 
 def test_a_loss_that_is_no_number_is_named_with_step_and_remedy() -> None:
     assert seen(losses(1.0, 0.9, math.nan)) == (
-        "sft: step 3: loss is nan, expected a number: lower sft.learning_rate, use precision fp32, or set health.finite to null "
-        "in conf/health"
+        "sft: step 3: loss is nan, expected a number: lower sft.learning_rate, use precision fp32, or, for a run that recovers by "
+        "itself, set health.finite to null in conf/health"
     )
     assert seen([{"loss": 1.0, "grad_norm": math.inf}])
     assert seen([{"loss": 1.0}, {"eval_loss": math.nan}])

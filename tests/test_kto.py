@@ -35,6 +35,12 @@ def test_the_rarer_kind_weighs_as_much_as_the_other(tmp_path: Path) -> None:
     assert (trainer["desirable_weight"], trainer["undesirable_weight"]) == (2.0, 1.0)
 
 
+def test_answers_of_one_kind_alone_teach_nothing() -> None:
+    good = [row for row in preference_trainers.unpaired([PAIR], 17) if row["label"]]
+    with pytest.raises(SystemExit, match=r"^kto: 1 answers to be preferred and 0 others .*: raise it in conf/kto$"):
+        preference_trainers.weights(good)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -22,7 +22,7 @@ from peft.tuners.lora.layer import Linear
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from temper import adapters, base_model, records
+from temper import adapters, axolotl, base_model, records
 
 os.chdir(sys.argv[1])
 alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -62,6 +62,7 @@ found = {}
 for name, options in {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True}}.items():
     adapter(name, **options)
     found[name] = adapters.merge(Path("base"), Path(name), Path(f"merged-{name}"), rows)
+found["nf4"] = adapters.merge(Path("base"), Path("lora"), Path("merged-nf4"), rows, axolotl.NF4)
 found["others"] = [refused("shallow", "lora"), refused("narrow", "lora")]
 exact = Linear.get_delta_weight
 Linear.get_delta_weight = lambda self, adapter: 1.01 * exact(self, adapter)
@@ -85,6 +86,12 @@ def test_merging_is_exact_whatever_the_adapter_and_a_wrong_scale_is_caught(tmp_p
         assert figures["merge_sum_max"] < figures["merge_bf16_max"] < figures["merge_adapter_max"] / 10
         assert 0 < figures["merge_bf16_kl"] < merging.ROUNDING
         assert (tmp_path / f"merged-{name}/model.safetensors").is_file()
+    nf4 = found["nf4"]
+    assert {key: nf4[key] for key in found["lora"]} == found["lora"], "the sum is of the 16-bit base"
+    assert nf4["merge_bf16_kl"] < nf4["merge_nf4_kl"], (
+        "4 bits lose more than 16, which only the base that was trained on shows"
+    )
+    assert nf4["merge_nf4_max"] > 10 * nf4["merge_sum_max"]
     assert "base: summed in float32" in found["scaled"]
     assert "lora: made for another model than shallow: " in found["others"][0]
     assert "lora: made for another model than narrow: " in found["others"][1]

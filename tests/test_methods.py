@@ -127,6 +127,7 @@ CASES = {
     "one": ["sft=lora"],
     "one-unpacked": ["sft=lora", UNPACKED],
     "single": ["sft=lora", UNPACKED],
+    "long": ["sft=lora", "sft.sequence_length=16"],
 }
 
 
@@ -220,7 +221,7 @@ MATRICES = {
 }
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if not name.startswith(("one", "best"))])
+@pytest.mark.parametrize("case", [name for name in CASES if not name.startswith(("one", "best", "long"))])
 def test_every_method_lowers_the_validation_loss(runs: Path, case: str) -> None:
     losses = evals(runs / case)
     assert losses[-1] < losses[0] - 0.05, losses
@@ -321,6 +322,13 @@ def test_one_row_is_trained_on_or_refused_in_a_line(runs: Path, case: str) -> No
         assert "rows" in refused.read_text()
     else:
         assert metrics.read(runs / case / "reports/training/sft.json")["steps"] == 1
+
+
+def test_rows_that_audit_let_through_and_do_not_fit_are_refused_in_a_line(runs: Path) -> None:
+    said = (runs / "long/refused.txt").read_text()
+    assert said.startswith("sft: Axolotl refuses the rows: ")
+    assert said.endswith(": lower data.max_tokens or raise sft.sequence_length")
+    assert "\n" not in said
 
 
 def test_zero3_on_two_processes_is_the_run_on_one(runs: Path) -> None:

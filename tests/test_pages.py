@@ -95,6 +95,16 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
     assert not re.search(r"\{\{|\{%|Undefined", card)
 
 
+def test_a_model_that_was_trained_and_not_evaluated_is_named(results: Results) -> None:
+    assert "neither evaluated" not in pages.card(results, CARD)
+    results.recipe.variants = ["base", "dpo"]
+    for text in (pages.card(results, CARD), pages.report(results, CARD, answers(), likelihoods(), GRAPH)):
+        assert (
+            len(re.findall(r"SFT .*models/sft.* was trained, but .*neither evaluated nor in this release", text)) == 1
+        )
+    results.recipe.variants = VARIANTS
+
+
 def test_what_is_true_of_one_source_is_said_of_no_other(results: Results) -> None:
     results.stages["base"]["parameters"] = 8_030_261_248
     own = replace(CARD, sources=[CARD.sources[0] | {"id": "raw/*.jsonl"}], language=["de"])

@@ -119,6 +119,13 @@ def test_overrides_in_params_yaml_are_fine(tree: Path) -> None:
     check.main()
 
 
+def test_a_graph_for_gpus_is_not_begun_with_vllm_for_cpus(tree: Path) -> None:
+    Path("params.yaml").write_text(composed(["hardware=gpu1"]))
+    with pytest.raises(SystemExit, match=r"^hardware=gpu1 needs vLLM for GPUs, and requirements/serve\.txt locks its CPU build"):
+        check.main()
+    check.main(["sft"])
+
+
 def test_an_unknown_key_in_params_yaml_is_named(tree: Path) -> None:
     edit("params.yaml", "tracking:", "trakking: none\ntracking:")
     with pytest.raises(SystemExit, match=r"^params\.yaml: .*'trakking'"):

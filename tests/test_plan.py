@@ -303,7 +303,9 @@ def test_a_reference_and_longer_answers_take_memory() -> None:
 
     assert dpo("dpo=simpo") < dpo() < dpo("dpo.sft_weight=1.0")
     assert dpo("preferences.max_tokens=48") < dpo() < dpo("preferences.max_tokens=128")
-    assert dpo("preferences.max_tokens=480") == dpo("preferences.max_tokens=960")  # dpo.max_length cuts them
+    assert dpo("preferences.max_tokens=480") == dpo(
+        "preferences.max_tokens=960"
+    )  # no pair is longer than dpo.max_length
 
 
 def test_scores_that_are_written_out_grow_with_the_square_of_the_length() -> None:
@@ -339,6 +341,18 @@ def test_every_method_and_every_hardware_is_planned() -> None:
             peaks[machine, method] = plan.sft(run).peak / GB
     assert peaks["gpu8", "qlora"] < peaks["gpu8", "lora"] < peaks["gpu8", "dora"] < peaks["gpu8", "full"]
     assert peaks["gpu8-offload", "full"] < peaks["gpu8-fsdp2", "full"] < peaks["gpu8", "full"]
+
+
+def test_rows_and_tokens_are_those_that_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = {"rows_train": 10, "rows_validation": 90, "tokens_train": 1000, "tokens_trained_train": 200, "tokens_max": 150}
+    audit |= {"written": 100, "tokens": 91000, "tokens_trained": 90200}
+    mix = {"kept_train": 12, "kept_preferences": 5, "kept_test": 7}
+    for name, values in {"audit": audit, "mix": mix}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    monkeypatch.setattr(plan, "REPORTS", tmp_path)
+    monkeypatch.setattr(plan, "made_by", lambda *_: True)
+    found = plan.data(OmegaConf.create(), plan.Assumed(1, 1, 1, 1, 1, 1))
+    assert (found.train, found.tokens, found.answer, found.longest) == (10, 100, 20, 150)
 
 
 def test_data_that_nothing_has_read_is_assumed_and_said_to_be() -> None:

@@ -26,6 +26,7 @@ def test_every_recipe_gives_a_graph_whose_release_is_made_and_evaluated(
     assert {f"models/{model}" for model in found.variants} <= outs
     assert found.chain()[0] == "base"
     assert found.chain()[-1] == found.release
+    assert found.unevaluated() == (["sft"] if name == "adapter" else [])
     read = {dep for stage in stages for dep in stage.deps if dep.startswith(("models/", "data/pref"))}
     made = {dep for dep in read if any(dep == out or dep.startswith(f"{out}/") for out in outs)}
     assert read == made

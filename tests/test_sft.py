@@ -78,7 +78,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "hft": {"adapter": None, "half_fine_tuning": True},
     "prefix": {"adapter": "prefix", "virtual_tokens": 20, "gradient_checkpointing": False},
     "prompt": {"adapter": "prompt", "virtual_tokens": 20, "gradient_checkpointing": True},
-    "unsloth": {"adapter": "qlora", "activation_offloading": True, "optimizer": "adamw_8bit"},
+    "unsloth": {
+        **{"adapter": "qlora", "load_in_4bit": True, "activation_offloading": True, "optimizer": "adamw_8bit"},
+        **dict.fromkeys(axolotl.KERNELS, True),
+    },
     "full-fp8": {"fp8": True, "bf16": True, "torch_compile": True},
 }
 
@@ -101,7 +104,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"fsdp": "full"}, r"hardware\.fsdp is 'full', expected null, shard, offload"),
     ("lora", {"deepspeed": "zero2", "fsdp": "shard"}, r"deepspeed is zero2 and hardware\.fsdp is shard: .* to null"),
     ("lora", {"method": "qlora"}, r"sft\.method=qlora .*choose hardware=gpu1"),
-    ("lora", {"attention": "flash_attention_2"}, r"hardware\.attention=flash_attention_2 is CUDA code: choose sdpa"),
+    ("lora", {"kernels": True}, r"sft\.kernels is Triton code for GPUs: set it to null"),
+    ("full", {"kernels": True, "hardware": "gpu1"}, r"sft\.kernels are of LoRA, and sft\.method=full has none"),
+    ("lora", {"kernels": True, "hardware": "gpu8", "deepspeed": "zero3"}, r"zero3 has in pieces: set it to null"),
     ("lora", {"optimizer": "adamw_8bit"}, r"sft\.optimizer=adamw_8bit is CUDA code"),
     ("lora", {"offload_activations": True}, r"sft\.offload_activations .*set it to false"),
     ("prompt", {"packing": True}, r"sft\.method=prompt .*set sft\.packing=false"),
@@ -113,7 +118,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 def test_what_has_no_meaning_is_refused_in_one_line_with_the_remedy(tmp_path: Path) -> None:
-    presets = {name: settings(tmp_path, f"sft={name}") for name in ("lora", "prompt", "hft", "full-fp8")}
+    presets = {name: settings(tmp_path, f"sft={name}") for name in ("lora", "full", "prompt", "hft", "full-fp8")}
     for preset, changes, said in REFUSED:
         with pytest.raises(SystemExit, match=said) as error:
             axolotl.render(replace(presets[preset], **changes), 1)
@@ -206,8 +211,12 @@ def test_nothing_may_follow_what_cannot_be_merged(tmp_path: Path, monkeypatch: p
 
 
 def test_a_gpu_preset_on_a_machine_without_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft.training, "_has_gpu", lambda: False)
-    assert "hardware=gpu8 needs a GPU and none was found" in refusal(monkeypatch, tmp_path, "hardware=gpu8-fsdp2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "hardware=gpu8 needs a GPU for each" in refusal(monkeypatch, tmp_path, "hardware=gpu8-fsdp2")
+
+
+def test_attention_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "flash_attention_2 is CUDA" in refusal(monkeypatch, tmp_path, "hardware.attention=flash_attention_2")
 
 
 def model(positions: int, **rope: Any) -> Any:
@@ -263,8 +272,14 @@ def test_a_run_is_summed_up_by_its_losses() -> None:
 
 def test_a_loss_that_is_not_a_number_is_one_line_with_its_step() -> None:
     broken = [*LOG, {"step": 3, "loss": float("nan")}]
-    with pytest.raises(SystemExit, match=r"not finite at step 3: lower the learning rate"):
+    with pytest.raises(SystemExit, match=r"not finite at step 3 of 3, and has not recovered: lower the learning rate"):
         curves.summary(broken)
+
+
+def test_what_a_run_without_that_check_recovers_from_is_counted() -> None:
+    losses = [float("nan"), 2.0, float("inf"), *[1.0] * 17]
+    found = curves.summary([{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)])
+    assert found == {"first_loss": 2.0, "train_loss": 1.0, "steps": 20, "steps_not_finite": 2}
 
 
 def test_a_run_without_a_step_says_why() -> None:

