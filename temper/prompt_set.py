@@ -10,7 +10,9 @@ SPLITS = ("preferences", "rl")
 def file(section: str, split: str) -> Path:
     """Where the rows of a split are; exits where `section` may not read it."""
     if split not in SPLITS:
-        raise SystemExit(f"{section}.prompts is '{split}', expected {' or '.join(SPLITS)}: correct it in conf/{section}")
+        raise SystemExit(
+            f"{section}.prompts is '{split}', expected {' or '.join(SPLITS)}: correct it in conf/{section}"
+        )
     return Path("data/mix", f"{split}.jsonl")
 
 

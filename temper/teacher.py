@@ -117,7 +117,7 @@ class Reply:
 
 
 class Journal:
-    """Final replies by key, one JSON line each, appended as they come; a line torn by a kill is cut off, an error names its line."""
+    """Final replies by key, a JSON line each, appended as they come; a line torn by a kill is cut off, an error names its line."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,5 +51,7 @@ def test_a_split_without_rows_or_none_at_all_is_one_line_with_its_remedy(
     assert str(error.value) == (
         f"data/mix/rl.jsonl: no prompts for {section}: set split.rl above 0 in conf/split or {section}.prompts=preferences"
     )
-    with pytest.raises(SystemExit, match=rf"^{section}\.prompts is 'train', expected preferences or rl: .*conf/{section}"):
+    with pytest.raises(
+        SystemExit, match=rf"^{section}\.prompts is 'train', expected preferences or rl: .*conf/{section}"
+    ):
         prompt_set.required(section, "train")
