@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from scripts.grpo import PROMPTS, Grpo
-from temper import grpo, params, rewards, training, trl
+from scripts.grpo import Grpo
+from temper import grpo, params, prompt_set, rewards, training, trl
 
 
 def main(which: str, model: str, out: str) -> None:
     cfg = params.load("grpo", Grpo)
-    rows = grpo.prompts(PROMPTS, cfg.rewards)
+    rows = grpo.prompts(prompt_set.required("grpo", cfg.prompts), cfg.rewards)
     config = grpo.render(cfg, Path(model), 1, rewards.applicable(rows, cfg.rewards))
     training.prepare()
     run = config | {

@@ -14,7 +14,8 @@ a file in raw/ that is hashed (the manifest has the hash, and the entry of conf/
 which everything after `ingest` reproduces. The manifest says how it was made, what left and why, and what it cost.
 
 Every answer goes into a journal under a hash of its request as soon as it arrives, so that a killed run goes on without
-paying twice, and other filters on the same answers cost nothing. Delete the journal to ask everything anew.
+paying twice, and other filters on the same answers cost nothing. Requests that got none are asked again by the next run. Delete the
+journal to ask everything anew.
 
 Rows carry the teacher, its licence, its host (`local` for this machine and private networks), the method and the ids of
 what they grew from. Mind the teacher's terms: a model's licence covers the model, and some also its answers; the terms of
@@ -115,7 +116,8 @@ def bill(client: Client) -> dict[str, float]:
     """Requests and tokens behind the rows, whichever run paid for them, by the `usage` of each reply."""
     usage = client.usage
     tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-    return {"requests": len(usage.keys), **tokens, "usd": usage.usd(client.teacher)}
+    requests = {"requests": len(usage.keys), "requests_unanswered": usage.unanswered}
+    return {**requests, **tokens, "usd": usage.usd(client.teacher)}
 
 
 def origin(cfg: Synthesize, teacher: Teacher, revision: str, target: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Group relative policy optimization: TRL trains an adapter on rewards that a verifier gives to the model's own answers.
 
-Reads   models/<policy>, data/mix/preferences.jsonl (its prompts)
+Reads   models/<policy>, data/mix/<prompts>.jsonl
 Writes  models/grpo (merged, with trl.yaml), models/grpo-adapter, reports/training/grpo.json, reports/plots/grpo.csv
 """
 
@@ -17,6 +17,7 @@ from temper import (
     launcher,
     metrics,
     params,
+    prompt_set,
     rewards,
     sandbox,
     stage,
@@ -26,11 +27,12 @@ from temper import (
 )
 
 OUT, ADAPTER = Path("models/grpo"), Path("models/grpo-adapter")
-PROMPTS = Path("data/mix/preferences.jsonl")
 
 
 @dataclass
 class Grpo:
+    prompts: str
+    """The split that they are of: preferences or rl."""
     rewards: dict[str, float]
     """Weights by name; the rewards that apply to an answer are summed."""
     pattern: str
@@ -80,7 +82,8 @@ class Grpo:
 def main() -> None:
     cfg, start = params.load("grpo", Grpo), Path("models", sys.argv[1])
     rewards.require(cfg.rewards)
-    rows = grpo.prompts(PROMPTS, cfg.rewards)
+    source = prompt_set.required("grpo", cfg.prompts)
+    rows = grpo.prompts(source, cfg.rewards)
     weights = rewards.applicable(rows, cfg.rewards)
     require(cfg, weights)
 
@@ -95,7 +98,7 @@ def main() -> None:
         resumed = checkpoints.last(scratch / "out")
         log = trl.train(config, scratch, resumed, tracking.trackers("grpo"), processes)
         adapters.keep(scratch / "out", ADAPTER)
-        merged = adapters.merge(start, ADAPTER, OUT, PROMPTS)
+        merged = adapters.merge(start, ADAPTER, OUT, source)
         curves.write("reports/plots/grpo.csv", log, grpo.CURVES)
         stage.measured(**grpo.seconds_per_step(log))
         found = curves.summary(log) | grpo.summary(log) | merged

@@ -2,7 +2,7 @@
 
 Experimental in TRL, which cannot resume it: a run that is killed begins again, and loses no stage but itself.
 
-Reads   models/<policy>, models/reward, data/mix/preferences.jsonl (prompts)
+Reads   models/<policy>, models/reward, data/mix/<prompts>.jsonl
 Writes  models/ppo (merged, with trl.yaml), models/ppo-adapter, reports/training/ppo.json, reports/plots/ppo.csv
 """
 
@@ -10,14 +10,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import adapters, checkpoints, curves, metrics, params, ppo, stage, tracking, training, trl
+from temper import adapters, checkpoints, curves, metrics, params, ppo, prompt_set, stage, tracking, training, trl
 
 OUT, ADAPTER = Path("models/ppo"), Path("models/ppo-adapter")
-PROMPTS = Path("data/mix/preferences.jsonl")
 
 
 @dataclass
 class Ppo:
+    prompts: str
+    """The split that they are of: preferences or rl."""
     lora: adapters.Lora
     """Of the policy, and of the value model."""
     kl_coef: float
@@ -61,7 +62,8 @@ def main() -> None:
     cfg, start = params.load("ppo", Ppo), Path("models", sys.argv[1])
     if cfg.hardware != "cpu":
         training.require_gpu(cfg.hardware)
-    prompts = ppo.prompts(PROMPTS, cfg.global_batch)
+    source = prompt_set.required("ppo", cfg.prompts)
+    prompts = ppo.prompts(source, cfg.global_batch)
 
     config = ppo.render(cfg, start)
     trl.write(config, OUT / "trl.yaml")
@@ -72,7 +74,7 @@ def main() -> None:
     with checkpoints.scratch("ppo", cfg, inputs, threads=threads) as scratch:
         log = trl.train(config, scratch, None, tracking.trackers("ppo"), ppo.PROCESSES)
         adapters.keep(scratch / "out", ADAPTER)
-        merged = adapters.merge(start, ADAPTER, OUT, PROMPTS)
+        merged = adapters.merge(start, ADAPTER, OUT, source)
         curves.write("reports/plots/ppo.csv", log, ppo.CURVES.values())
         found = curves.summary(log) | ppo.measured(log) | merged
         metrics.write("reports/training/ppo.json", found | {"prompts": len(prompts)})

@@ -6,10 +6,11 @@ Writes  data/preferences.jsonl, data/rejected/preferences.jsonl (what left), rep
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from temper import answers, calls, checkpoints, judge, metrics, pairs, params, record, records, stage, vllm
+from temper import answers, calls, checkpoints, judge, lengths, metrics, pairs, params, record, records, stage, vllm
 from temper.judge import Contest
 from temper.pairs import Samples
 from temper.records import Row
@@ -40,6 +41,8 @@ class Preferences:
     balance: bool
     """Keep as many pairs that reject an answer as choose it, where other prompts do so: see pairs.balanced."""
     length: pairs.Length
+    max_length: int
+    """Tokens of prompt and answer, in the policy's, up to which a pair stays."""
     judge: judge.Judge | None
     confidence: float
     """Of the intervals."""
@@ -60,7 +63,8 @@ def main() -> None:
     made = [pair for of_prompt in by_verifier for pair in of_prompt]
     made += [pair for contest in contests if (pair := contest.pair())]
     made += [pairs.given(row) for row in taken["files"]]
-    kept, dropped = pairs.sifted(made, cfg.balance, cfg.length)
+    fits = partial(pairs.fitting, count=lengths.counter(policy), limit=cfg.max_length)
+    kept, dropped = pairs.sifted(made, fits, cfg.balance, cfg.length)
 
     left = [samples.left() for samples, of_prompt in zip(every, by_verifier, strict=True) if not of_prompt]
     left += [contest.left() for contest in contests if not contest.best]

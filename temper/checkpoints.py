@@ -14,6 +14,7 @@ from typing import IO, Any
 from zipfile import is_zipfile
 
 import yaml
+from omegaconf import OmegaConf
 
 from temper import envs, params
 
@@ -39,7 +40,7 @@ def deps(stage: str) -> list[Path]:
     """What dvc.yaml says that a training stage depends on: code, lock and data. tests/test_graph.py holds it complete."""
     named: list[str] = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][stage]["deps"]
     policy = str(params.value(f"recipe.{stage}")[0])
-    return [Path(dep.replace("${item.policy}", policy)) for dep in named]
+    return [Path(dep) for dep in OmegaConf.merge(params.tree(), {"item": {"policy": policy}, "deps": named}).deps]
 
 
 def key(settings: Any, inputs: Sequence[str | Path], **runtime: Any) -> str:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from temper import params, records, rewards, rollouts, sandbox, trl
+from temper import params, prompt_set, records, rewards, rollouts, sandbox, trl
 from temper.records import Row
 from temper.trl import Config, Log
 
@@ -64,7 +64,7 @@ def render(cfg: Any, start: Path, processes: int, weights: dict[str, float]) -> 
         "model": str(start),
         "attention": cfg.attention,
         "lora": trl.lora(cfg.lora),
-        "prompts": "data/mix/preferences.jsonl",
+        "prompts": str(prompt_set.file("grpo", cfg.prompts)),
         "epochs": cfg.epochs,
         "steps": cfg.max_steps,
         "rewards": weights,
@@ -83,7 +83,7 @@ def prompts(path: Path, weights: dict[str, float]) -> list[Row]:
     if not found:
         raise SystemExit(
             f"{path}: none of {len(rows)} prompts can be verified by {', '.join(weights)}: they need a gold call, a reference that "
-            "ends in `#### number`, or tests: add such a source in conf/data, raise split.preferences, or add a reward in conf/grpo"
+            "ends in `#### number`, or tests: add such a source in conf/data, raise split.{path.stem}, or add a reward in conf/grpo"
         )
     return found
 

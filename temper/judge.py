@@ -226,6 +226,7 @@ def bill(client: Client) -> Row:
         "judge_endpoint": teacher.place,
         "judge_licence": teacher.licence,
         "judge_requests": len(usage.keys),
+        "judge_requests_unanswered": usage.unanswered,
         "judge_prompt_tokens": usage.prompt_tokens,
         "judge_completion_tokens": usage.completion_tokens,
         "judge_usd": usage.usd(teacher),

@@ -28,7 +28,7 @@ def group_of(source: str, groups: dict[str, Group]) -> str:
 def targets(
     sizes: dict[str, int], weights: dict[str, float | None], temperature: float, rows: int | None
 ) -> dict[str, int]:
-    """Rows that each group shall have, from how many it has.
+    """Rows that each group shall have, from how many it has; together exactly `rows`, or as many as there are.
 
     Shares follow the weights; where all are null, share_i ∝ n_i^(1/T) (Devlin 2018, multilingual BERT; Raffel et al. 2020,
     section 3.5.2).
@@ -43,7 +43,14 @@ def targets(
     if total <= 0 or min(weight or 0 for weight in weights.values()) < 0:
         raise SystemExit("conf/mix: weights must be at least 0, and one of them above it")
     wanted = sum(sizes.values()) if rows is None else rows
-    return {name: round(wanted * (weights[name] or 0) / total) if size else 0 for name, size in sizes.items()}
+    return apportioned({name: wanted * (weights[name] or 0) / total for name in sizes}, wanted)
+
+
+def apportioned(quotas: dict[str, float], total: int) -> dict[str, int]:
+    """Whole numbers near `quotas` that sum to `total`: what flooring leaves goes to the largest remainders (Hamilton's method)."""
+    floors = {name: int(quota) for name, quota in quotas.items()}
+    ranked = sorted(quotas, key=lambda name: floors[name] - quotas[name])
+    return floors | {name: floors[name] + 1 for name in ranked[: total - sum(floors.values())]}
 
 
 def copies(ids: Iterable[tuple[str, str]], wanted: dict[str, int], seed: int) -> dict[str, int]:

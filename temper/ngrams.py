@@ -27,7 +27,7 @@ UNKNOWN = 0  # the id of every word that no item has, and of the border between 
 SLACK_BITS = 2  # 4 to 8 slots a gram: of foreign grams, at most one look-up in four goes on to the binary search
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One item of a benchmark: `text` is what must not be in training data."""
 
@@ -68,14 +68,9 @@ class Index:
         self.seed = rules.coverage_ngram or rules.ngram or 0
         self.items = [item for item in items if words(item.text)] if self.seed else []
         self.vocabulary: dict[str, int] = {}
-        learned = [self._learned(words(item.text)) for item in self.items]
-        self.starts = np.cumsum([0, *(len(of) + 1 for of in learned)])
-        self.flat = _flat(learned)
-        names: dict[tuple[str, str], int] = {}
-        # An item may stand here in several layouts, under one name.
-        self.owners = np.array(
-            [names.setdefault((item.benchmark, item.id), len(names)) for item in self.items], np.int64
-        )
+        self.flat = np.fromiter(self._learned(), np.uint32)
+        self.starts = np.append(0, np.flatnonzero(self.flat == UNKNOWN) + 1)
+        self.owners = _owners(self.items)
         # Random word hashes, from a fixed seed: what is found does not depend on them, and how long it takes hardly does.
         draw = np.random.default_rng(0)
         self.word_hashes = draw.integers(0, 2**64, len(self.vocabulary) + 1, np.uint64)
@@ -97,8 +92,11 @@ class Index:
             found[row] = [hit for hit in hits if hit]
         return found
 
-    def _learned(self, of: Sequence[str]) -> Gram:
-        return tuple(self.vocabulary.setdefault(word, len(self.vocabulary) + 1) for word in of)
+    def _learned(self) -> Iterator[int]:
+        """The word ids of all items in a row, each item followed by a border."""
+        for item in self.items:
+            yield from (self.vocabulary.setdefault(word, len(self.vocabulary) + 1) for word in words(item.text))
+            yield UNKNOWN
 
     def _ids(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], Positions]:
         """The word ids of all texts in a row, each text followed by a border, and where each starts (and the last ends)."""
@@ -111,27 +109,33 @@ class Index:
     def _tables(self) -> dict[int, "Table"]:
         """Seed size → the places of the items' runs of that size. An item of fewer words than a seed is one seed."""
         hashes = rolled(self.word_hashes[self.flat], self.seed)
-        return {size: Table(of, np.concatenate(places)) for size, of in hashes if (places := self._places(size))}
+        return {size: Table(of, places) for size, of in hashes if len(places := self._places(size))}
 
-    def _places(self, size: int) -> list[Positions]:
+    def _places(self, size: int) -> Positions:
         """Where runs of `size` words start: in each item that has as many, or only whole items if that is below a seed."""
         lengths = np.diff(self.starts) - 1
         chosen = lengths >= size if size >= self.seed else lengths == size
-        spans = zip(self.starts[:-1][chosen], lengths[chosen], strict=True)
-        return [np.arange(start, start + length - size + 1) for start, length in spans]
+        counts = lengths[chosen] - size + 1
+        firsts = np.repeat(self.starts[:-1][chosen] - (np.cumsum(counts) - counts), counts)
+        return firsts + np.arange(len(firsts))
 
     def _boilerplate(self) -> set[Gram]:
         """Runs of `ngram` words that more than `max_items` items share."""
         size, most = self.rules.ngram, self.rules.max_items
-        if size is None or most is None or not (places := self._places(size)):
+        if size is None or most is None or not len(at := self._places(size)):
             return set()
-        at = np.concatenate(places)
-        hashes = dict(rolled(self.word_hashes[self.flat], size))[size][at]
+        # All runs of all items are most of what is held while an index is built: one size at a time, and only what comes often.
+        hashes = next(of for words, of in rolled(self.word_hashes[self.flat], size) if words == size)[at]
+        values, times = np.unique(hashes, return_counts=True)
+        often = values[times > most]
+        kept, _ = Table(often, np.arange(len(often))).find(hashes)
+        at, hashes = at[kept], hashes[kept]
         items = self.owners[self._item_of(at)]
         order = np.lexsort((items, hashes))
         at, hashes, items = at[order], hashes[order], items[order]
         # A run counts once an item, however often it stands there.
-        fresh = np.append(True, (hashes[1:] != hashes[:-1]) | (items[1:] != items[:-1]))
+        fresh = np.ones(len(at), bool)
+        fresh[1:] = (hashes[1:] != hashes[:-1]) | (items[1:] != items[:-1])
         _, first, counts = np.unique(hashes[fresh], return_index=True, return_counts=True)
         return {tuple(self.flat[place : place + size].tolist()) for place in at[fresh][first[counts > most]]}
 
@@ -239,9 +243,10 @@ def rolled(word_hashes: Hashes, largest: int) -> Iterator[tuple[int, Hashes]]:
         yield size, hashes
 
 
-def _flat(of: list[Gram]) -> NDArray[np.uint32]:
-    spaced = chain.from_iterable((*sequence, UNKNOWN) for sequence in of)
-    return np.fromiter(spaced, np.uint32)
+def _owners(items: Sequence[Item]) -> Positions:
+    """A number for each item; an item may stand here in several layouts, under one name."""
+    names: dict[tuple[str, str], int] = {}
+    return np.array([names.setdefault((item.benchmark, item.id), len(names)) for item in items], np.int64)
 
 
 def _runs(item_words: Gram, shared: set[Gram], size: int) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from statistics import fmean
 
-from temper import intervals
+from temper import intervals, lengths
 from temper.records import Row
 
 SIDES = ("chosen", "rejected")
@@ -33,6 +33,7 @@ REMEDIES = {
     "unbalanced": "set preferences.balance to false",
     "length_bias": "raise preferences.length.max_share",
     "length_ratio": "raise preferences.length.max_ratio",
+    "too_long": "raise dpo.max_length, which preferences.max_length follows",
 }
 Filter = Callable[[list[Row]], list[Row]]
 """From pairs to those of them that stay, in the same order."""
@@ -123,9 +124,9 @@ def checked(length: Length) -> Length:
     return length
 
 
-def sifted(made: list[Row], balance: bool, length: Length) -> tuple[list[Row], list[Row]]:
-    """The pairs to learn from, and the others, each with its reason."""
-    filters: dict[str, Filter] = {"duplicate": distinct, "contradicted": uncontradicted}
+def sifted(made: list[Row], fits: Filter, balance: bool, length: Length) -> tuple[list[Row], list[Row]]:
+    """The pairs to learn from, and the others, each with its reason; those that leave first upset no balance."""
+    filters: dict[str, Filter] = {"too_long": fits, "duplicate": distinct, "contradicted": uncontradicted}
     if balance:
         filters["unbalanced"] = balanced
     if (most := length.max_ratio) is not None:
@@ -139,6 +140,13 @@ def sifted(made: list[Row], balance: bool, length: Length) -> tuple[list[Row], l
         dropped += [pair | {"reason": reason} for pair in made if id(pair) not in stay]
         made = kept
     return made, dropped
+
+
+def fitting(made: list[Row], count: lengths.Count, limit: int) -> list[Row]:
+    """The pairs with no more than `limit` tokens of prompt and answer on either side; TRL would cut the others."""
+    chats = [{"messages": pair["prompt"]} | {side: pair[side] for side in SIDES} for pair in made]
+    sizes = [size for batch in lengths.batches(chats) for size in count(batch)]
+    return [pair for pair, size in zip(made, sizes, strict=True) if (size or 0) <= limit]
 
 
 def distinct(made: list[Row]) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from temper import axolotl, flops, hardware, memory, model_shape, params, recipe, sharding, vllm
+from temper import axolotl, flops, hardware, memory, model_shape, params, prompt_set, recipe, sharding, vllm
 from temper.flops import Rate
 from temper.memory import Job
 from temper.model_shape import Shape
@@ -47,6 +47,7 @@ class Device:
 class Assumed:
     train: int
     preferences: int
+    rl: int
     test: int
     tokens: int
     answer: int
@@ -70,6 +71,7 @@ class Data:
 
     train: int
     preferences: int
+    rl: int
     test: int
     tokens: float
     answer: float
@@ -201,14 +203,16 @@ def made_by(settings: DictConfig, stage: str) -> bool:
 
 
 def data(settings: DictConfig, assumed: Assumed) -> Data:
-    """As the reports of a run on the same data counted it, otherwise as conf/plan assumes."""
+    """As the reports of a run on the same data and splits counted it, otherwise as conf/plan assumes."""
     files = {name: REPORTS / f"{name}.json" for name in ("audit", "mix")}
-    if not (made_by(settings, "ingest") and all(file.is_file() for file in files.values())):
+    known = all(made_by(settings, stage) for stage in ("ingest", "split"))
+    if not (known and all(file.is_file() for file in files.values())):
         return Data(**asdict(assumed), source="assumed: conf/plan")
     audit, mix = (json.loads(file.read_text()) for file in files.values())
     return Data(
         train=audit["rows_train"],
         preferences=mix["kept_preferences"],
+        rl=mix["kept_rl"],
         test=mix["kept_test"],
         tokens=audit["tokens_train"] / audit["rows_train"],
         answer=audit["tokens_trained_train"] / audit["rows_train"],
@@ -301,7 +305,8 @@ def ppo(run: Run) -> Estimate:
     job = replace(
         job, checkpointing=False, devices=PPO_PROCESSES, trainable=2 * job.trainable, beside=1, cache=keys + scores
     )
-    answers = round(passes(cfg, run.data.preferences) * run.data.preferences)
+    prompts = asked(run, "ppo")
+    answers = round(passes(cfg, prompts) * prompts)
     answer = cfg.max_tokens * run.answer_share
     tokens = answers * (run.data.tokens + answer)
     # Policy, reference, reward and value read each answer; policy and value then learn from it.
@@ -319,7 +324,7 @@ def grpo(run: Run) -> Estimate:
     served = run.served if cfg.rollouts in ("vllm", "vllm-colocate") else 0
     own = cfg.micro_batch * length * run.shape.kv_bytes(job.width) if cfg.rollouts == "transformers" else 0
     job = replace(job, beside=1 if served else 0, cache=served + own)
-    prompts = run.data.preferences
+    prompts = asked(run, "grpo")
     answers = round(passes(cfg, prompts * cfg.generations) * prompts * cfg.generations)
     answer = cfg.max_tokens * run.answer_share
     batch = cfg.global_batch if cfg.rollouts == "transformers" else vllm.SEQUENCES
@@ -386,6 +391,14 @@ def trainable(shape: Shape, cfg: Any, method: str) -> int:
 def passes(cfg: Any, rows: float) -> float:
     """Passes over `rows`, which max_steps may cut short."""
     return float(cfg.epochs if cfg.max_steps is None else min(cfg.epochs, cfg.max_steps * cfg.global_batch / rows))
+
+
+def asked(run: Run, section: str) -> int:
+    """Prompts of the split that reinforcement learning reads."""
+    split = prompt_set.file(section, run.settings[section].prompts).stem
+    if not (found := int(getattr(run.data, split))):
+        raise SystemExit(f"make plan: {prompt_set.nobody(section, split)}")
+    return found
 
 
 def labelled(run: Run, cfg: Any) -> float:

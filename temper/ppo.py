@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from temper import record, records, reward_model, trl
+from temper import prompt_set, record, records, reward_model, trl
 from temper.trl import Config, Log
 
 Chat = list[dict[str, str]]
@@ -52,7 +52,7 @@ def render(cfg: Any, start: Path) -> Config:
         "settings": "trl.experimental.ppo:PPOConfig",
         "model": str(start),
         "reward_model": "models/reward",
-        "prompts": "data/mix/preferences.jsonl",
+        "prompts": str(prompt_set.file("ppo", cfg.prompts)),
         "max_prompt": cfg.max_length - cfg.max_tokens,
         "end_of_turn": cfg.end_of_turn,
         "attention": cfg.attention,
@@ -74,7 +74,7 @@ def require_a_batch(count: int, place: str, global_batch: int) -> None:
     if count < global_batch:
         raise SystemExit(
             f"{place}: {count} prompts, fewer than a batch of ppo takes (ppo.global_batch is {global_batch}): raise "
-            "split.preferences or ppo.max_length, or lower ppo.global_batch in conf/"
+            "its share in conf/split or ppo.max_length, or lower ppo.global_batch in conf/"
         )
 
 

@@ -1,7 +1,8 @@
 """Rules that a row must keep: one small function each, and the first that is broken gives the row's reason.
 
 A rule looks at a row's request and response (`Said`) under its own limits and gives evidence or None. Limits of None switch a
-rule off. Rules ask for strong evidence: what they let pass is left to the scorers.
+rule off. Rules ask for strong evidence: what they let pass is left to the scorers. A rejected answer is meant to be bad, but is
+trained on: it must be whole text of a length that fits, and may be of any worth.
 """
 
 import re
@@ -20,6 +21,7 @@ Evidence = dict[str, Any]
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[☀-➿\U0001f300-\U0001faff]")  # an emoji may be an answer
 EXCERPT = 80  # characters of evidence
+ANSWERS = ("response", "rejected")
 
 
 @dataclass
@@ -134,10 +136,16 @@ class Said:
         """Those that are learnt: of a preference row, the chosen answer's."""
         return self.row.get("messages", []) + self.row.get("chosen", [])
 
+    @property
+    def rejected(self) -> str:
+        """Of a preference row the other answer, of any other nothing."""
+        return _joined(self.row.get("rejected", []))
+
     def places(self) -> list[tuple[str, str]]:
         """All of the row's text, by who said it."""
-        system = "\n".join(turn["content"] for turn in self.turns if turn["role"] == "system")
-        return [("system", system), ("request", self.request), ("response", self.response)]
+        system = _joined(turn for turn in self.turns if turn["role"] == "system")
+        parts = {"system": system, "request": self.request, "response": self.response, "rejected": self.rejected}
+        return list(parts.items())
 
     def answers(self) -> list[str]:
         """Each assistant turn, or the whole of a row without turns."""
@@ -181,17 +189,21 @@ def encoding(said: Said, limits: Encoding) -> Evidence | None:
 def artefact(said: Said, limits: Artefact) -> Evidence | None:
     context = f"{said.request}\n{said.response}"
     for place, text in said.places():
-        for found in defects.artefacts(text, is_response=place == "response", context=context):
+        for found in defects.artefacts(text, is_response=place in ANSWERS, context=context):
             if found not in limits.allowed:
                 return {"where": place, "found": found[:EXCERPT]}
     return None
 
 
 def length(said: Said, limits: Length) -> Evidence | None:
-    parts = {"response": said.response} | ({"request": said.request} if said.request else {})
+    """A rejected answer may be as short as it is: that may be what is wrong with it."""
+    others = {"request": said.request, "rejected": said.rejected}
+    parts = {"response": said.response} | {place: text for place, text in others.items() if text}
     for place, text in parts.items():
+        of = "response" if place in ANSWERS else place
         for unit, size in (("words", len(WORD.findall(text))), ("characters", len(text.strip()))):
-            low, high = getattr(limits, f"min_{place}_{unit}"), getattr(limits, f"max_{place}_{unit}")
+            low, high = (getattr(limits, f"{bound}_{of}_{unit}") for bound in ("min", "max"))
+            low = 0 if place == "rejected" else low
             if not low <= size <= high:
                 limit = low if size < low else high
                 return {"where": place, "measure": unit, "value": size, "limit": limit}
@@ -272,7 +284,7 @@ RULES: dict[str, Rule] = {
 
 def instruction(row: Row) -> str:
     """The system turn of a row, without what differs by row: from the first name of a tool on, it is no instruction."""
-    text = "\n".join(turn["content"] for turn in row.get("messages", []) if turn["role"] == "system")
+    text = _joined(turn for turn in row.get("messages", []) if turn["role"] == "system")
     starts = [text.find(tool["name"]) for tool in row.get("tools", [])]
     found = [start for start in starts if start >= 0]
     return text[: min(found)].rstrip() if found else text
@@ -293,3 +305,7 @@ def differs(row: Row, prompts: Mapping[str, str]) -> bool:
 
 def _digest(text: str) -> str:
     return sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+
+
+def _joined(turns: Iterable[dict[str, str]]) -> str:
+    return "\n".join(turn["content"] for turn in turns)

@@ -1,7 +1,7 @@
 """A teacher behind any OpenAI-compatible endpoint: bounded, retried, and journalled, so that no answer is paid for twice.
 
 The journal is keyed by a hash of the whole request and of the teacher's identity. A killed run reads what it holds and
-goes on; the same requests give the same answers, in whatever order they came in.
+goes on; the same requests give the same answers, in whatever order they came in. What failed and may not fail again is not in it.
 """
 
 import asyncio
@@ -110,9 +110,14 @@ class Reply:
     failure: str | None = None
     detail: str = ""
 
+    @property
+    def is_final(self) -> bool:
+        """Whether to ask again would change nothing: an answer, or the refusal of this very request."""
+        return self.failure in (None, "refused_request")
+
 
 class Journal:
-    """Replies by key, one JSON line each, appended as they come; a line torn by a kill is cut off, an error names its line."""
+    """Final replies by key, a JSON line each, appended as they come; a line torn by a kill is cut off, an error names its line."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,12 +130,15 @@ class Journal:
         whole = self._file.read()
         lines = whole[: whole.rfind(b"\n") + 1].splitlines()
         self._file.truncate(sum(len(line) + 1 for line in lines))
-        self.replies = dict(_entry(line, f"{path}:{number}") for number, line in enumerate(lines, start=1))
+        found = (_entry(line, f"{path}:{number}") for number, line in enumerate(lines, start=1))
+        self.replies = {key: reply for key, reply in found if reply.is_final}
 
     def append(self, key: str, reply: Reply) -> None:
+        """Keep a reply; one that is not final for this run alone, so that the next one asks again."""
         self.replies[key] = reply
-        self._file.write(json.dumps({"key": key, "reply": asdict(reply)}).encode() + b"\n")
-        self._file.flush()
+        if reply.is_final:
+            self._file.write(json.dumps({"key": key, "reply": asdict(reply)}).encode() + b"\n")
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -143,12 +151,15 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     keys: set[str] = field(default_factory=set)
+    unanswered: int = 0
+    """Requests that the next run asks again."""
 
     def add(self, key: str, reply: Reply) -> None:
         if key not in self.keys:
             self.keys.add(key)
             self.prompt_tokens += reply.prompt_tokens
             self.completion_tokens += reply.completion_tokens
+            self.unanswered += not reply.is_final
 
     def usd(self, teacher: Teacher) -> float:
         prompt = self.prompt_tokens * teacher.usd_per_million_prompt_tokens
@@ -197,6 +208,11 @@ class Client:
         self._runner.run(self._http.aclose())
         self._runner.close()
         self._known.close()
+        if not error and (left := self.usage.unanswered):
+            print(
+                f"{self.teacher.base_url}: {left} of {len(self.usage.keys)} requests got no answer: run again to ask them again",
+                flush=True,
+            )
 
     def reach(self) -> None:
         """Exits in one line unless the endpoint answers, takes the key and has the model."""

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -112,6 +113,20 @@ def test_a_run_of_many_items_is_boilerplate_until_it_covers_an_item() -> None:
     assert len(Index(items, RULES).hits(row)) == 4
     assert Index(items, ngrams.Rules(13, 8, 0.5, max_items=3)).hits(row) == []
     assert [hit.item.id for hit in Index(items, ngrams.Rules(13, 8, 0.5, max_items=3)).hits(items[2].text)] == ["2"]
+
+
+def test_an_index_of_many_items_stays_small_while_it_is_built() -> None:
+    draw = random.Random(0)
+    items = [
+        Item("test", str(number), " ".join(f"w{draw.randrange(5000)}" for _ in range(60))) for number in range(1000)
+    ]
+    tracemalloc.start()
+    try:
+        Index(items, ngrams.Rules(ngram=13, coverage_ngram=8, max_coverage=0.5, max_items=10))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / 60_000 < 100, "bytes a word"
 
 
 def naive(items: list[Item], text: str) -> list[tuple[str, str]]:

@@ -53,6 +53,7 @@ def test_a_micro_batch_holds_the_answers_to_one_prompt(tmp_path: Path) -> None:
     ("override", "named"),
     [
         ("grpo.rollouts=vllm-remote", "grpo.rollouts is 'vllm-remote', expected one of transformers, vllm"),
+        ("grpo.prompts=rls", "grpo.prompts is 'rls', expected preferences or rl: correct it in conf/grpo"),
         ("grpo.loss=ppo", "grpo.loss is 'ppo', expected one of grpo, dr_grpo, dapo"),
         ("grpo.scale_rewards=std", "grpo.scale_rewards is 'std', expected one of group"),
         ("grpo.global_batch=12", "grpo.global_batch is 12, not a multiple"),

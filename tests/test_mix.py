@@ -90,9 +90,25 @@ def test_a_row_that_no_file_takes_is_missed(tmp_path: Path, monkeypatch: pytest.
         mix.main()
 
 
+@pytest.mark.parametrize(
+    ("rows", "weights", "wanted"),
+    [
+        (1, {"a": 1.0, "b": 1.0}, {"a": 1, "b": 0}),
+        (5, {"a": 1.0, "b": 1.0, "c": 0.0}, {"a": 3, "b": 2, "c": 0}),
+        (10, {"a": 0.7, "b": 0.2, "c": 0.1}, {"a": 7, "b": 2, "c": 1}),
+        (3, {"a": 0.7, "b": 0.2, "c": 0.1}, {"a": 2, "b": 1, "c": 0}),
+    ],
+)
+def test_what_rounding_leaves_goes_to_the_largest_remainders(
+    rows: int, weights: dict[str, float | None], wanted: dict[str, int]
+) -> None:
+    assert mixing.targets(dict.fromkeys(weights, 9), weights, 1.0, rows) == wanted
+
+
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 40), min_size=1), st.integers(1, 200), st.integers(0, 9))
 def test_targets_are_met_exactly_and_copies_differ_by_one(sizes: dict[str, int], rows: int, seed: int) -> None:
     wanted = mixing.targets(sizes, dict.fromkeys(sizes), 1.0, rows)
+    assert sum(wanted.values()) == rows
     ids = [(group, f"{group}{number}") for group, size in sizes.items() for number in range(size)]
     copies = mixing.copies(ids, wanted, seed)
     for group, size in sizes.items():

@@ -69,7 +69,7 @@ def sifted(
     found: list[Any], balance: bool = False, share: float | None = None, ratio: float | None = None
 ) -> Counter[str]:
     """How many pairs stay, under "", and how many leave by reason; none is lost."""
-    kept, dropped = pairs.sifted(found, balance, pairs.Length(share, ratio))
+    kept, dropped = pairs.sifted(found, list, balance, pairs.Length(share, ratio))
     assert len(kept) + len(dropped) == len(found)
     return Counter(["" for _ in kept] + [one["reason"] for one in dropped])
 
@@ -118,7 +118,7 @@ def lengths(count: int, chosen: int, rejected: int, name: str) -> list[dict[str,
 @pytest.mark.parametrize("sizes", [(9, 4), (4, 9)], ids=["longer", "shorter"])
 def test_neither_direction_has_more_than_its_share(sizes: tuple[int, int], share: float, kept: int) -> None:
     found = [*lengths(10, *sizes, "a"), *lengths(3, *sizes[::-1], "b"), *lengths(5, 4, 4, "c")]
-    staying, _ = pairs.sifted(found, False, pairs.Length(share, None))
+    staying, _ = pairs.sifted(found, list, False, pairs.Length(share, None))
     names = Counter(one["id"][0] for one in staying)
     assert names == {"a": kept, "b": 3, "c": 5}, "the rarer direction and answers of one length stay whole"
     assert kept / (kept + 3) <= share

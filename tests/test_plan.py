@@ -117,6 +117,18 @@ def test_transformers_counts_the_same_and_autograd_keeps_as_much() -> None:
         assert memory.logits(job) == 3 * logits
 
 
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_reinforcement_learning_counts_the_prompts_of_its_split(stage: str) -> None:
+    run = plan.prepared(composed([f"{stage}.prompts=rl"]))
+
+    def tokens(rl: int) -> int:
+        return plan.STAGES[stage](replace(run, data=replace(run.data, preferences=100, rl=rl))).tokens
+
+    assert tokens(400) == pytest.approx(2 * tokens(200), rel=1e-3)
+    with pytest.raises(SystemExit, match=rf"no prompts for {stage}: set split\.rl above 0 .* {stage}\.prompts=pref"):
+        tokens(0)
+
+
 def test_every_preset_of_a_model_is_counted() -> None:
     assert {file.stem for file in Path("conf/model").glob("*.yaml")} == {*PARAMETERS, "tiny"}
     tiny = plan.prepared(composed(["model=tiny"])).shape
@@ -344,7 +356,13 @@ def test_every_method_and_every_hardware_is_planned() -> None:
 
 
 def test_rows_and_tokens_are_those_that_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    audit = {"rows_train": 10, "rows_validation": 90, "tokens_train": 1000, "tokens_trained_train": 200, "tokens_max": 150}
+    audit = {
+        "rows_train": 10,
+        "rows_validation": 90,
+        "tokens_train": 1000,
+        "tokens_trained_train": 200,
+        "tokens_max": 150,
+    }
     audit |= {"written": 100, "tokens": 91000, "tokens_trained": 90200}
     mix = {"kept_train": 12, "kept_preferences": 5, "kept_test": 7}
     for name, values in {"audit": audit, "mix": mix}.items():

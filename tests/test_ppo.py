@@ -40,7 +40,8 @@ def test_prompts_end_where_the_answer_begins_and_texts_have_none(tmp_path: Path)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert ppo.prompts(file, 2) == [[ASKED], [ASKED]]
     with pytest.raises(
-        SystemExit, match=r"preferences\.jsonl: 2 prompts, fewer .*ppo\.global_batch is 8\): raise split"
+        SystemExit,
+        match=r"preferences\.jsonl: 2 prompts, fewer .*ppo\.global_batch is 8\): raise its share in conf/split",
     ) as error:
         ppo.prompts(file, 8)
     assert "\n" not in str(error.value)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from commands.compose import composed
 from scripts import preferences
-from temper import answers, calls, judge, pairs, records
+from temper import answers, calls, judge, lengths, pairs, records
 from temper.records import Row
 from temper.vllm import Answer
 from tests.test_judge import longer, saying
@@ -61,6 +61,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("TEMPER_SCRATCH", str(tmp_path / "scratch"))
         monkeypatch.setattr(answers, "sampled", given)
+        monkeypatch.setattr(lengths, "counter", words)
         monkeypatch.setattr(sys, "argv", ["preferences", "sft"])
         records.write(preferences.PROMPTS, prompts)
         records.write(preferences.TRAIN, train or [])
@@ -68,6 +69,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return outputs()
 
     return started
+
+
+def words(_: Path) -> lengths.Count:
+    """Stands in for the policy's tokenizer, which a test without models/sft has not."""
+    return lambda rows: [max(len(said(row["messages"] + row[side]).split()) for side in pairs.SIDES) for row in rows]
+
+
+def said(turns: list[Row]) -> str:
+    return " ".join(turn["content"] for turn in turns)
 
 
 def outputs() -> Row:
@@ -163,6 +173,22 @@ def test_a_pair_that_two_rows_hold_is_kept_once_and_one_that_they_contradict_nev
     values = run([other("preference", name) for name in "abc"] + [twin, rival], None)
     assert rejected() == {"twin-0": "duplicate", "b-0": "contradicted", "rival-0": "contradicted"}
     assert values["kept"] == 2
+
+
+def test_a_pair_that_training_would_cut_leaves_whichever_side_is_long(run: Run) -> None:
+    longest = other("preference", "a") | {"rejected": [{"role": "assistant", "content": "no " * 19}]}
+    whole = other("preference", "b") | {"rejected": [{"role": "assistant", "content": "no " * 18}]}
+    values = run([longest, whole], None, "preferences.max_length=20")
+    assert (rejected(), values["kept"]) == ({"a-0": "too_long"}, 1)
+    with pytest.raises(SystemExit, match=r"\(1 too long\): raise dpo\.max_length, which preferences\.max_length"):
+        run([longest], None, "preferences.max_length=20")
+
+
+def test_a_pair_that_is_too_long_unbalances_no_other(run: Run) -> None:
+    prompts, sampled = rows([[RIGHT, WRONG]] * 3, golds=[GOLD, None, None])
+    prompts[1]["messages"][1]["content"] = "add " * 400
+    run(prompts, sampled)
+    assert rejected() == {"row1-0": "too_long"}
 
 
 def test_a_length_bias_is_balanced_away_when_asked_to(run: Run) -> None:

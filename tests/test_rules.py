@@ -310,6 +310,43 @@ def test_a_length_out_of_bounds_is_found(response: str, value: int, limits: Rule
     assert evidence["evidence"]["value"] == value
 
 
+def preferring(rejected: str) -> Row:
+    row = chat(SOUND)
+    chosen, worse = ([{"role": "assistant", "content": text}] for text in (SOUND, rejected))
+    return row | {"kind": "preference", "messages": row["messages"][:-1], "chosen": chosen, "rejected": worse}
+
+
+@pytest.mark.parametrize(
+    ("rejected", "expected"),
+    [
+        ("It is in the cafÃ© on the corner.", "encoding"),
+        ("It leaves at nine.<|im_end|>", "artefact"),
+        ("Assistant: It leaves at nine.", "artefact"),
+        ("word " * 7000, "length"),
+    ],
+)
+def test_a_rejected_answer_is_trained_on_so_its_text_must_be_whole(rejected: str, expected: str, limits: Rules) -> None:
+    found = rules.judge(preferring(rejected), limits, {})
+    assert found is not None
+    assert (found["reason"], found["evidence"]["where"]) == (expected, "rejected")
+
+
+@pytest.mark.parametrize(
+    "rejected",
+    [
+        "...",
+        "I'm sorry, but I can't help with that.",
+        "no " * 60,
+        "Take the second train from platform four. It leaves at nine and arrives at the",
+        "Le train part à neuf heures du matin et il arrive avant midi dans la ville.",
+    ],
+    ids=["nothing", "refusal", "repetition", "truncation", "language"],
+)
+def test_a_rejected_answer_may_be_bad(rejected: str, limits: Rules) -> None:
+    assert rules.judge(preferring(rejected), limits, {}) is None
+    assert reason(chat(rejected), limits), "as an answer to learn it leaves"
+
+
 def test_an_instruction_that_differs_within_a_category_is_found() -> None:
     gold = {"name": "send", "arguments": {"to": ["jane"]}}
     usual = [call(gold) for _ in range(3)]

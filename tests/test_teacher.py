@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -231,9 +232,33 @@ def test_one_poisonous_request_costs_no_other(endpoint: Endpoint, tmp_path: Path
     replies = ask(endpoint.url, tmp_path, ["a", "b", "c"])
     assert [reply.failure for reply in replies] == [None, "teacher_failed", None]
     assert "500" in replies[1].detail
+
+
+@pytest.mark.parametrize("fault", [BROKEN, DOWN, BUSY, DROPPED, (200, {}, b"[]")])
+def test_what_got_no_answer_is_counted_and_asked_again_by_the_next_run(
+    endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: Fault
+) -> None:
+    endpoint.fault = lambda body, attempt: fault if body["messages"][0]["content"] == "b" else None
+    first, failed = ask(endpoint.url, tmp_path, ["a", "b"])
+    assert failed.failure
+    assert capsys.readouterr().out == f"{endpoint.url}: 1 of 2 requests got no answer: run again to ask them again\n"
+    endpoint.fault = lambda body, attempt: None
     asked = endpoint.asked
-    assert ask(endpoint.url, tmp_path, ["a", "b", "c"]) == replies
-    assert endpoint.asked == asked
+    assert ask(endpoint.url, tmp_path, ["a", "b"]) == [first, replace(first, text="re: b")]
+    assert endpoint.asked == asked + 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failure_in_a_journal_is_asked_again(endpoint: Endpoint, tmp_path: Path) -> None:
+    """Journals of earlier versions hold them."""
+    ask(endpoint.url, tmp_path, ["a"])
+    journal = tmp_path / "journal.jsonl"
+    entry = json.loads(journal.read_text())
+    entry["reply"] |= {"text": "", "failure": "teacher_failed", "detail": "500"}
+    journal.write_text(json.dumps(entry) + "\n")
+    for _ in range(2):
+        assert ask(endpoint.url, tmp_path, ["a"])[0].text == "re: a"
+    assert endpoint.asked == 2
 
 
 def test_a_request_that_is_refused_is_not_repeated(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -242,6 +267,7 @@ def test_a_request_that_is_refused_is_not_repeated(endpoint: Endpoint, tmp_path:
     replies = ask(endpoint.url, tmp_path, ["a", "b"])
     assert replies[1] == Reply("", failure="refused_request", detail=replies[1].detail)
     assert "maximum context length" in replies[1].detail
+    assert ask(endpoint.url, tmp_path, ["a", "b"]) == replies
     assert endpoint.asked == 2
 
 
