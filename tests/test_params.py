@@ -121,7 +121,9 @@ def test_overrides_in_params_yaml_are_fine(tree: Path) -> None:
 
 def test_a_graph_for_gpus_is_not_begun_with_vllm_for_cpus(tree: Path) -> None:
     Path("params.yaml").write_text(composed(["hardware=gpu1"]))
-    with pytest.raises(SystemExit, match=r"^hardware=gpu1 needs vLLM for GPUs, and requirements/serve\.txt locks its CPU build"):
+    with pytest.raises(
+        SystemExit, match=r"^hardware=gpu1 needs vLLM for GPUs, and requirements/serve\.txt locks its CPU build"
+    ):
         check.main()
     check.main(["sft"])
 

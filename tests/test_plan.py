@@ -344,7 +344,13 @@ def test_every_method_and_every_hardware_is_planned() -> None:
 
 
 def test_rows_and_tokens_are_those_that_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    audit = {"rows_train": 10, "rows_validation": 90, "tokens_train": 1000, "tokens_trained_train": 200, "tokens_max": 150}
+    audit = {
+        "rows_train": 10,
+        "rows_validation": 90,
+        "tokens_train": 1000,
+        "tokens_trained_train": 200,
+        "tokens_max": 150,
+    }
     audit |= {"written": 100, "tokens": 91000, "tokens_trained": 90200}
     mix = {"kept_train": 12, "kept_preferences": 5, "kept_test": 7}
     for name, values in {"audit": audit, "mix": mix}.items():
