@@ -152,14 +152,13 @@ def word_hashes(spaced: bytes) -> tuple[Hashes, Counts]:
 
 
 def _powers(base: np.uint64, count: int) -> Hashes:
-    """baseⁱ mod 2⁶⁴ for i from 0, shape [count]; twice as many are computed as are wanted, for longer batches to come."""
-    known = _POWERS.get(base)
-    if known is None or len(known) < count:
-        known = _POWERS[base] = np.cumprod(np.insert(np.full(2 * count, base), 0, 1))
-    return known[:count]
+    """baseⁱ mod 2⁶⁴ for i from 0, shape [count], from as many as any batch needed so far."""
+    if len(_POWERS[base]) < count:
+        _POWERS[base] = np.cumprod(np.append(np.uint64(1), np.full(count - 1, base)), dtype=np.uint64)
+    return _POWERS[base][:count]
 
 
-_POWERS: dict[np.uint64, Hashes] = {}
+_POWERS: dict[np.uint64, Hashes] = {base: np.empty(0, np.uint64) for base in (BASE, INVERSE)}
 
 
 def _polynomials(words: Hashes, ngram: int) -> Hashes:

@@ -369,7 +369,7 @@ def test_rows_and_tokens_are_those_that_are_trained_on(tmp_path: Path, monkeypat
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
     monkeypatch.setattr(plan, "REPORTS", tmp_path)
     monkeypatch.setattr(plan, "made_by", lambda *_: True)
-    found = plan.data(OmegaConf.create(), plan.Assumed(1, 1, 1, 1, 1, 1))
+    found = plan.data(OmegaConf.create(), plan.Assumed(1, 1, 1, 1, 1, 1, 1))
     assert (found.train, found.tokens, found.answer, found.longest) == (10, 100, 20, 150)
 
 
