@@ -60,8 +60,8 @@ class Ppo:
 
 def main() -> None:
     cfg, start = params.load("ppo", Ppo), Path("models", sys.argv[1])
-    if cfg.hardware != "cpu":
-        training.require_gpu(cfg.hardware)
+    training.require(cfg, ppo.PROCESSES)
+    training.require_context("ppo.max_length", cfg.max_length, start)
     source = prompt_set.required("ppo", cfg.prompts)
     prompts = ppo.prompts(source, cfg.global_batch)
 
