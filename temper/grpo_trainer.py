@@ -76,14 +76,18 @@ class Trainer(GRPOTrainer):
         That it was handed the policy's is known by their digest; what vLLM made of them, under names of its own, is not.
         """
         assert self.sampler
-        difference = (self.policy_logps - sampled).abs()[mask]
-        mean, tolerance = difference.mean().item(), self.sampler.tolerance
-        self._metrics["train"]["sync/logp_difference/mean"].append(mean)
-        self._metrics["train"]["sync/logp_difference/max"].append(difference.max().item())
-        if not mean <= tolerance:
+        # All answers of a micro-batch may be masked, and every process has to come to the same end.
+        difference = (self.policy_logps - sampled).abs().where(mask, 0)
+        means = self.accelerator.gather(difference.sum() / mask.sum().clamp(min=1))
+        worst, tolerance = means.max().item(), self.sampler.tolerance
+        self._metrics["train"]["sync/logp_difference/mean"].append(means.mean().item())
+        self._metrics["train"]["sync/logp_difference/max"].append(
+            self.accelerator.gather(difference.max()).max().item()
+        )
+        if not worst <= tolerance:
             raise rollouts.out_of_sync(
                 self,
-                f"its log-probabilities are {mean:.3g} nats a token from the trainer's (at most {tolerance:g})",
+                f"its log-probabilities are {worst:.3g} nats a token from the trainer's (at most {tolerance:g})",
             )
 
 

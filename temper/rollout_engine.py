@@ -60,12 +60,12 @@ def take(worker: Any, weights: str) -> str:
 
     A function with a path, as what vLLM could send to a worker in another process: an iterator it could not.
     """
-    from safetensors.torch import load_file
+    import torch
 
     taken: dict[str, Tensor] = {}
 
     def handed() -> "Iterator[tuple[str, Tensor]]":
-        for name, tensor in load_file(weights).items():
+        for name, tensor in torch.load(weights, mmap=True).items():
             taken[name] = tensor
             yield name, tensor
 

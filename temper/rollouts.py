@@ -77,8 +77,7 @@ class Rollouts:
 
     def __init__(self, engine: Engine, dtype: str, tolerance: float, seed: int) -> None:
         self.engine, self.dtype, self.tolerance, self.seed = engine, dtype, tolerance, seed
-        self.step, self.digest = -1, ""
-        """Of the weights that were handed over last."""
+        self.step, self.digest = -1, ""  # of the weights that were handed over last
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         step = trainer.state.global_step
@@ -137,11 +136,12 @@ def seed(base: int, step: int, number: int) -> int:
 def offered(model: Any, dtype: str) -> "tuple[IO[bytes], str]":
     """A file with a model's merged weights, and their digest."""
     import torch
-    from safetensors.torch import save_file
 
     weights = merged(model, getattr(torch, dtype))
     file = unnamed(sum(tensor.nbytes for tensor in weights.values()))
-    save_file(weights, f"/proc/self/fd/{file.fileno()}")
+    # Not as safetensors, which writes under another name first.
+    torch.save(weights, file)
+    file.flush()
     return file, rollout_engine.digest(weights)
 
 

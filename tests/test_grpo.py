@@ -221,6 +221,7 @@ for method in (grpo_trainer.Trainer, GRPOTrainer):
     found.append((logps * kept, entropies * kept, gradient))
 made.sampler, made.policy_logps = SimpleNamespace(tolerance=1e-3), found[0][0].detach()
 made.verify(made.policy_logps + 5e-4, kept.bool())
+made.verify(made.policy_logps + 9, kept.bool() & False)
 try:
     made.verify(made.policy_logps + 5e-3, kept.bool())
 except SystemExit as error:
