@@ -4,6 +4,7 @@ Reads   models/<policy>, data/mix/<prompts>.jsonl
 Writes  models/grpo (merged, with trl.yaml), models/grpo-adapter, reports/training/grpo.json, reports/plots/grpo.csv
 """
 
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,15 @@ def require(cfg: Grpo, weights: dict[str, float]) -> None:
     if cfg.rollouts == "vllm" and not envs.is_built("serve"):
         raise SystemExit(
             "grpo.rollouts is 'vllm': run `make env-serve`, which holds it, or choose 'transformers' in conf/grpo"
+        )
+    if cfg.rollouts.startswith("vllm-") and not importlib.util.find_spec("vllm"):
+        raise SystemExit(
+            f"grpo.rollouts is '{cfg.rollouts}', which wants vLLM in the environment `train`, where it is not: choose 'vllm' in "
+            "conf/grpo"
+        )
+    if cfg.rollouts == "vllm-server" and cfg.server_url is None:
+        raise SystemExit(
+            "grpo.rollouts is 'vllm-server' and grpo.server_url is null: set it in conf/grpo to that of a running `trl vllm-serve`"
         )
     if "code" in weights:
         sandbox.require(cfg.sandbox)

@@ -52,6 +52,8 @@ def render(cfg: Any, start: Path, processes: int, weights: dict[str, float]) -> 
         "scale_rewards": cfg.scale_rewards,
         "mask_truncated_completions": cfg.mask_cut,
         "reward_weights": list(weights.values()),
+        # Processes make different numbers of passes where neighbours share a prompt, and each broadcast would wait for all.
+        "ddp_broadcast_buffers": False,
         **ROLLOUTS[cfg.rollouts],
     }
     if cfg.rollouts == "vllm-server":

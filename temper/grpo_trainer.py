@@ -71,17 +71,23 @@ class Trainer(GRPOTrainer):
         return loss
 
     def verify(self, sampled: Tensor, mask: Tensor) -> None:
-        """Hold the sampler's log-probabilities of its tokens against the policy's; exits where its weights are others."""
+        """Hold the sampler's log-probabilities of its tokens against the policy's; exits where it computes with other weights.
+
+        That it was handed the policy's is known by their digest; what vLLM made of them, under names of its own, is not.
+        """
         assert self.sampler
-        difference = (self.policy_logps - sampled).abs()[mask]
-        mean, tolerance = difference.mean().item(), self.sampler.tolerance
-        self._metrics["train"]["sync/logp_difference/mean"].append(mean)
-        self._metrics["train"]["sync/logp_difference/max"].append(difference.max().item())
-        if not mean <= tolerance:
-            raise SystemExit(
-                f"grpo: step {self.state.global_step + 1}: the sampler's weights are not the policy's: its log-probabilities are "
-                f"{mean:.3g} nats a token from the trainer's (at most {tolerance:g}): resume from the last checkpoint with "
-                "grpo.rollouts=transformers, and report it"
+        # All answers of a micro-batch may be masked, and every process has to come to the same end.
+        difference = (self.policy_logps - sampled).abs().where(mask, 0)
+        means = self.accelerator.gather(difference.sum() / mask.sum().clamp(min=1))
+        worst, tolerance = means.max().item(), self.sampler.tolerance
+        self._metrics["train"]["sync/logp_difference/mean"].append(means.mean().item())
+        self._metrics["train"]["sync/logp_difference/max"].append(
+            self.accelerator.gather(difference.max()).max().item()
+        )
+        if not worst <= tolerance:
+            raise rollouts.out_of_sync(
+                self,
+                f"its log-probabilities are {worst:.3g} nats a token from the trainer's (at most {tolerance:g})",
             )
 
 

@@ -1,27 +1,30 @@
 """Rollouts by vLLM: a process of the `serve` environment samples answers with the policy's weights, as they are at each step.
 
 TRL's own vLLM modes want vLLM in the trainer's environment, where pins keep it out, and hand weights over by NCCL. Here they go
-through a file in memory, whole: vLLM fuses matrices that an adapter changes one by one.
+through a file in memory, whole: vLLM fuses matrices that an adapter changes one by one. The file has no name, so that nothing
+of it stays however the run ends; an engine opens it through /proc. Each process has an engine on its own device.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from temper import envs, rollout_engine
+from temper import envs, health, rollout_engine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MEMORY = Path("/dev/shm")
 LAST_LINES = 15
-# What torchrun tells its workers would have vLLM join their group.
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What torchrun tells its workers would have vLLM join their group, or wait for the store of their agent.
+TORCHRUN = re.compile(r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*)")
 # How far apart, in nats a token on average, two engines are with equal weights: by the order of their sums in float32, by 8
 # significant bits in bf16.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
@@ -33,16 +36,16 @@ class Engine:
     def __init__(self, settings: dict[str, Any]) -> None:
         command = [str(envs.python("serve")), "-m", rollout_engine.__name__, json.dumps(settings)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
-        self._process = subprocess.Popen(command, env=environment, **pipes)
+        self._process = subprocess.Popen(command, env=alone(os.environ), **pipes)
 
-    def load(self, folder: Path) -> None:
-        """Take the weights in `folder`, and forget what was computed with others."""
-        self._ask({"weights": str(folder)})
+    def load(self, weights: str) -> None:
+        """Take the weights in this file, and forget what was computed with others."""
+        self._ask({"weights": weights})
 
     def sample(self, prompts: list[list[int]], seeds: list[int]) -> dict[str, Any]:
-        """One answer to each prompt (token ids), drawn with its seed: `completion_ids`, and their `logprobs` when drawn."""
+        """One answer to each prompt (token ids), drawn with its seed: `completion_ids`, their `logprobs` when drawn, and the
+        `digest` of the weights that they come from."""
         return self._ask({"prompts": prompts, "seeds": seeds})
 
     def close(self) -> None:
@@ -74,8 +77,7 @@ class Rollouts:
 
     def __init__(self, engine: Engine, dtype: str, tolerance: float, seed: int) -> None:
         self.engine, self.dtype, self.tolerance, self.seed = engine, dtype, tolerance, seed
-        # What the engine has loaded itself: an adapter starts as zero.
-        self.step = 0
+        self.step, self.digest = -1, ""  # of the weights that were handed over last
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         step = trainer.state.global_step
@@ -85,26 +87,45 @@ class Rollouts:
         ids, *_ = trainer._tokenize_prompts(prompts)
         first = trainer.accelerator.process_index * len(prompts)
         seeds = [seed(self.seed, step, first + number) for number in range(len(prompts))]
-        return {"prompt_ids": ids, **self.engine.sample(ids, seeds)}
+        answers = self.engine.sample(ids, seeds)
+        if (found := answers.pop("digest")) != self.digest:
+            raise out_of_sync(trainer, f"their SHA-256 is {found}, not {self.digest}")
+        return {"prompt_ids": ids, **answers}
 
     def sync(self, trainer: Any) -> None:
-        """Give the engine the policy's weights; the first process of a machine writes them for all."""
-        import torch
-        from accelerate.utils import broadcast_object_list
-        from safetensors.torch import save_file
+        """Give the engine the policy's weights, which the first process of a machine writes for all."""
+        from accelerate.utils import gather_object
 
         spread = trainer.accelerator
-        weights = merged(spread.unwrap_model(trainer.model), getattr(torch, self.dtype))
-        size = sum(tensor.nbytes for tensor in weights.values())
-        folder = Path(broadcast_object_list([str(memory_folder(size)) if spread.is_main_process else ""])[0])
+        file, offer = None, ("", "")
         if spread.is_local_main_process:
-            folder.mkdir(exist_ok=True)
-            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            file, digest = offered(spread.unwrap_model(trainer.model), self.dtype)
+            offer = f"/proc/{os.getpid()}/fd/{file.fileno()}", digest
+        weights, self.digest = gather_object([offer])[spread.process_index - spread.local_process_index]
+        self.engine.load(weights)
         spread.wait_for_everyone()
-        self.engine.load(folder)
-        spread.wait_for_everyone()
-        if spread.is_local_main_process:
-            shutil.rmtree(folder)
+        if file:
+            file.close()
+
+
+def alone(environment: Mapping[str, str]) -> dict[str, str]:
+    """What an engine inherits from one of torchrun's workers: its device, and nothing of the others."""
+    kept = {name: value for name, value in environment.items() if not TORCHRUN.fullmatch(name)}
+    local, listed = int(environment.get("LOCAL_RANK", 0)), environment.get("CUDA_VISIBLE_DEVICES")
+    own = str(local) if listed is None else ",".join(listed.split(",")[local : local + 1])
+    return kept | {"CUDA_VISIBLE_DEVICES": own}
+
+
+def out_of_sync(trainer: Any, found: str) -> SystemExit:
+    """What ends a run whose sampler has other weights than its policy."""
+    reason = (
+        f"grpo: step {trainer.state.global_step + 1}: the sampler's weights are not the policy's: {found}: resume from the last "
+        "checkpoint with grpo.rollouts=transformers, and report it"
+    )
+    if trainer.accelerator.num_processes > 1:
+        health.STOPPED.parent.mkdir(exist_ok=True)
+        health.STOPPED.write_text(reason)
+    return SystemExit(reason)
 
 
 def seed(base: int, step: int, number: int) -> int:
@@ -112,10 +133,22 @@ def seed(base: int, step: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{base}/{step}/{number}".encode()).digest()[:4]) // 2
 
 
-def memory_folder(size: int) -> Path:
-    """A new folder in memory, or on disk where memory is not mounted or has no room for `size` bytes twice."""
+def offered(model: Any, dtype: str) -> "tuple[IO[bytes], str]":
+    """A file with a model's merged weights, and their digest."""
+    import torch
+
+    weights = merged(model, getattr(torch, dtype))
+    file = unnamed(sum(tensor.nbytes for tensor in weights.values()))
+    # Not as safetensors, which writes under another name first.
+    torch.save(weights, file)
+    file.flush()
+    return file, rollout_engine.digest(weights)
+
+
+def unnamed(size: int) -> IO[bytes]:
+    """A file in memory, or on disk where memory is not mounted or has no room for `size` bytes twice."""
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 * size
-    return Path(tempfile.mkdtemp(prefix="temper-rollouts-", dir=MEMORY if in_memory else None))
+    return tempfile.TemporaryFile(dir=MEMORY if in_memory else None)
 
 
 def merged(model: Any, dtype: Any) -> "dict[str, Tensor]":
@@ -132,7 +165,8 @@ def merged(model: Any, dtype: Any) -> "dict[str, Tensor]":
     for name, module in base.named_modules():
         if isinstance(module, BaseTunerLayer):
             with torch.no_grad():
-                weights[f"{name}.weight"] = _summed(module)
+                # At once: in float32 all of them together may not fit beside the policy.
+                weights[f"{name}.weight"] = _summed(module).to("cpu", dtype)
     return _plain(weights, base, dtype)
 
 

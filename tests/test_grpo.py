@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -96,6 +98,25 @@ def test_vllm_without_its_environment_names_the_target(tmp_path: Path, monkeypat
         script.require(settings(tmp_path, "grpo.rollouts=vllm"), WEIGHTS)
 
 
+@pytest.mark.parametrize("mode", ["vllm-colocate", "vllm-server"])
+def test_vllm_of_trl_is_refused_where_the_trainer_has_none(tmp_path: Path, mode: str) -> None:
+    own = f"grpo.rollouts={mode}", "grpo.server_url=http://127.0.0.1:8000"
+    with pytest.raises(
+        SystemExit,
+        match=rf"^grpo\.rollouts is '{mode}', which wants vLLM in the environment `train`.* choose 'vllm' in conf/grpo$",
+    ):
+        script.require(settings(tmp_path, *own), WEIGHTS)
+
+
+def test_a_server_without_its_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    sys.modules["vllm"].__spec__ = ModuleSpec("vllm", None)
+    with pytest.raises(
+        SystemExit, match=r"^grpo\.rollouts is 'vllm-server' and grpo\.server_url is null: set it in conf/grpo"
+    ):
+        script.require(settings(tmp_path, "grpo.rollouts=vllm-server"), WEIGHTS)
+
+
 def test_each_epoch_has_an_order_of_its_own_and_steps_are_whole() -> None:
     numbers = grpo.order(10, 3, None, 4, 17)
     assert len(numbers) == 28
@@ -176,6 +197,7 @@ def same(*names):
 """
 # TRL's own computation of log-probabilities, gradients included, against the shared one.
 SHARED = """
+from types import SimpleNamespace
 from temper import grpo, grpo_trainer
 from trl import GRPOTrainer
 settings = config["trainer"] | {"output_dir": "plain", "report_to": "none"}
@@ -198,6 +220,15 @@ for method in (grpo_trainer.Trainer, GRPOTrainer):
     (logps * kept).sum().backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in made.model.parameters() if parameter.requires_grad])
     found.append((logps * kept, entropies * kept, gradient))
+made.sampler, made.policy_logps = SimpleNamespace(tolerance=1e-3), found[0][0].detach()
+made.verify(made.policy_logps + 5e-4, kept.bool())
+made.verify(made.policy_logps + 9, kept.bool() & False)
+try:
+    made.verify(made.policy_logps + 5e-3, kept.bool())
+except SystemExit as error:
+    assert str(error).startswith("grpo: step 1: the sampler's weights are not the policy's: its log-probabilities"), error
+else:
+    raise AssertionError("a sampler that computes with other weights went unseen")
 difference = [float((ours - theirs).detach().abs().max()) for ours, theirs in zip(*found, strict=True)]
 assert found[0][2].abs().max() > 0.1 and max(difference) < 1e-4, difference
 """
@@ -209,13 +240,46 @@ assert all(entry["sync/logp_difference/mean"] < 1e-4 for entry in steps), steps
 assert any(entry["frac_reward_zero_std"] < 1 for entry in steps) and any(entry["grad_norm"] for entry in steps), steps
 run("resumed", Path("whole/out/checkpoint-2"))
 assert same("whole", "resumed")
-rollouts.Rollouts.sync = lambda self, trainer: None
+load, loaded = rollouts.Engine.load, []
+def deaf(engine, weights):
+    if not loaded:
+        load(engine, weights)
+    loaded.append(weights)
+rollouts.Engine.load = deaf
 try:
     run("stale")
 except SystemExit as error:
     print(error)
 else:
     raise AssertionError("a sampler with old weights went unseen")
+"""
+# What each process of a run was answered, by whom.
+NOTED = """
+import json, sys
+from pathlib import Path
+from temper import rollouts, stage, training, trl
+stage.bind_to_parent()
+training.prepare()
+answered, scratch = rollouts.Rollouts.__call__, Path(sys.argv[1])
+def noted(self, prompts, trainer):
+    answers = answered(self, prompts, trainer)
+    with (scratch / f"{trainer.accelerator.process_index}.jsonl").open("a") as file:
+        file.write(json.dumps({"digest": self.digest, "prompts": prompts, "answers": answers["completion_ids"]}) + "\\n")
+    return answers
+rollouts.Rollouts.__call__ = noted
+trl._run(scratch)
+"""
+RANKS = """
+from temper import launcher
+Path("noted.py").write_text(NOTED)
+for processes in (1, 2):
+    scratch = Path(f"on{processes}")
+    scratch.mkdir()
+    own = dict(gradient_accumulation_steps=2 // processes, output_dir=str(scratch / "out"), report_to="none")
+    changed = {"trainer": config["trainer"] | own, "checkpoint": None, "epochs": 1}
+    (scratch / "run.json").write_text(json.dumps(config | changed))
+    launcher.params.runtime = lambda runtime=launcher.params.runtime(): runtime | {"processes": processes}
+    launcher.run(["noted.py", str(scratch)], "grpo")
 """
 IN_PROCESS = """
 config["rollouts"] = "transformers"
@@ -265,8 +329,22 @@ def in_train(folder: Path, code: str, *overrides: str) -> str:
 @pytest.mark.engine
 def test_the_sampler_follows_the_policy_and_one_that_does_not_is_found_out(tmp_path: Path) -> None:
     said = in_train(tmp_path, RUNS)
-    assert said.startswith("grpo: step 2: the sampler's weights are not the policy's: ")
-    assert "(at most 0.001)" in said
+    assert said.startswith("grpo: step 2: the sampler's weights are not the policy's: their SHA-256 is ")
+
+
+@pytest.mark.engine
+def test_two_processes_sample_and_learn_what_one_does(tmp_path: Path) -> None:
+    in_train(tmp_path, f"NOTED = {NOTED!r}{RANKS}", "hardware.runtime.threads=1")
+    noted = [list(records.read(tmp_path / name)) for name in ("on1/0.jsonl", "on2/0.jsonl", "on2/1.jsonl")]
+    assert len(noted[0]) == 2
+    for alone, first, second in zip(*noted, strict=True):
+        assert first["digest"] == second["digest"]
+        for key in ("prompts", "answers"):
+            assert alone[key] == first[key] + second[key]
+    logs = [json.loads((tmp_path / name / "log.json").read_text()) for name in ("on1", "on2")]
+    for key in ("loss", "reward", "kl", "grad_norm"):
+        figures = [[entry[key] for entry in log if key in entry] for log in logs]
+        assert figures[1] == pytest.approx(figures[0], rel=1e-3, abs=1e-5), key
 
 
 @pytest.mark.gpu
