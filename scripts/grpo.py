@@ -25,6 +25,7 @@ from temper import (
     tracking,
     training,
     trl,
+    vllm,
 )
 
 OUT, ADAPTER = Path("models/grpo"), Path("models/grpo-adapter")
@@ -95,7 +96,7 @@ def main() -> None:
     trl.check(config)
 
     inputs, threads = [*checkpoints.deps("grpo"), OUT / "trl.yaml"], params.runtime()["threads"]
-    with checkpoints.scratch("grpo", cfg, inputs, threads=threads) as scratch:
+    with checkpoints.scratch("grpo", cfg, inputs, threads=threads, processes=processes) as scratch:
         resumed = checkpoints.last(scratch / "out")
         log = trl.train(config, scratch, resumed, tracking.trackers("grpo"), processes)
         adapters.keep(scratch / "out", ADAPTER)
@@ -108,12 +109,13 @@ def main() -> None:
 
 def require(cfg: Grpo, weights: dict[str, float]) -> None:
     """Refuse what would only fail after minutes of imports."""
-    if cfg.hardware != "cpu":
-        training.require_gpu(cfg.hardware)
-    if cfg.rollouts == "vllm" and not envs.is_built("serve"):
-        raise SystemExit(
-            "grpo.rollouts is 'vllm': run `make env-serve`, which holds it, or choose 'transformers' in conf/grpo"
-        )
+    training.require(cfg)
+    if cfg.rollouts == "vllm":
+        vllm.require_build()
+        if not envs.is_built("serve"):
+            raise SystemExit(
+                "grpo.rollouts is 'vllm': run `make env-serve`, which holds it, or choose 'transformers' in conf/grpo"
+            )
     if cfg.rollouts.startswith("vllm-") and not importlib.util.find_spec("vllm"):
         raise SystemExit(
             f"grpo.rollouts is '{cfg.rollouts}', which wants vLLM in the environment `train`, where it is not: choose 'vllm' in "
