@@ -76,10 +76,10 @@ def main() -> None:
         resumed = checkpoints.last(scratch / "out")
         log = trl.train(config, scratch, resumed, tracking.trackers("reward"), processes)
         keep(cfg.method, scratch / "out")
-        reward_model.write(config, scratch / "out", ADAPTER, OUT)
+        merged = reward_model.write(config, scratch / "out", ADAPTER, OUT, held_out)
         margins = reward_model.margins(OUT, held_out, cfg.max_length, cfg.micro_batch)
         curves.write("reports/plots/reward.csv", log, reward_model.CURVES.values())
-        found = curves.summary(log) | reward_model.measured(margins, log, cfg.confidence, cfg.seed)
+        found = curves.summary(log) | reward_model.measured(margins, log, cfg.confidence, cfg.seed) | merged
         metrics.write("reports/training/reward.json", found | {"pairs": len(trained)})
 
 

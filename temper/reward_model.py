@@ -4,13 +4,19 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from temper import base_model, intervals, preference_trainers, trl
+from temper import base_model, intervals, merging, preference_trainers, trl
 from temper.preference_trainers import SIDES, Pair
 from temper.trl import Config, Log
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 METHODS = ("lora", "full")
+# How far rounding to bf16 may move a score: where it moves one of two equal answers by d, Bradley–Terry's KL is d²/8 nats, here
+# as many as merging allows a token.
+ROUNDING = (8 * merging.ROUNDING) ** 0.5
 CURVES = {"train_accuracy": "accuracy", "train_margin": "margin"}
 
 
@@ -114,17 +120,84 @@ def encoded(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> list[dict[str,
     ]
 
 
-def write(config: Config, trained: Path, adapter: Path, target: Path) -> None:
-    """The trained model as a bf16 folder: its start with `adapter` merged in float32, or what the trainer left as it is."""
-    import torch
-    from peft import PeftModel
+def write(config: Config, trained: Path, adapter: Path, target: Path, pairs: Sequence[Pair]) -> dict[str, float]:
+    """The trained model as a bf16 folder: its start with `adapter` merged in float32, or what the trainer left as it is.
 
-    model = classifier(config["model"] if config["lora"] else trained, torch.float32)
-    if config["lora"]:
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    Returns how far the scores of answers in `pairs` are from those of start + adapter; exits if that is not what was trained.
+    """
+    import torch
+    from transformers import set_seed
+
     tokenizer = padded(trl.tokenizer(config["model"]), config["end_of_turn"])
-    model.config.pad_token_id = tokenizer.pad_token_id
-    base_model.save(model, tokenizer, target)
+    if not config["lora"]:
+        _save(classifier(trained, torch.float32), tokenizer, target)
+        return {}
+    set_seed(config["trainer"]["seed"])  # the score that training began with, which is what the adapter is held against
+    adapted = attached(Path(config["model"]), adapter)
+    adapted.config.pad_token_id = tokenizer.pad_token_id  # before which a score is read
+    answers = compared(pairs, tokenizer)
+    reference = scores(adapted, answers)
+    with adapted.disable_adapter():
+        found = {"adapter": scores(adapted, answers)}
+    merged = adapted.merge_and_unload()
+    found["sum"] = scores(merged, answers)
+    _save(merged, tokenizer, target)
+    del adapted, merged  # the float32 weights of one model at a time
+    found["bf16"] = scores(classifier(target, torch.float32), answers)
+    figures = {f"merge_{name}_max": float((reference - other).abs().max()) for name, other in found.items()}
+    require_merged(figures, target)
+    return figures | {"merge_scores": len(answers)}
+
+
+def attached(base: Path, adapter: Path) -> Any:
+    """The model in `base` with a score, in float32, and `adapter` beside its weights; exits if it was made for another model."""
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    model = classifier(base, torch.float32)
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter)
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            # PEFT leaves what has no place in the model, and lets layers without weights start anew, with no more than a warning.
+            odd = sorted(set(file.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False)))
+        if odd:
+            raise ValueError(f"{len(odd)} weights have no place or no value, the first {odd[0]}")
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split("\n\t")[:2])[:300]
+        raise SystemExit(
+            f"{adapter}: made for another model than {base}: {reason}: train it from that model, or name the one it was made for"
+        ) from None
+    return adapted
+
+
+def compared(pairs: Sequence[Pair], tokenizer: Any) -> list[list[int]]:
+    """Token ids of both answers, behind their prompt, of as many pairs as merging compares rows, and no longer than those."""
+    rendered = [preference_trainers.texts(pair, tokenizer) for pair in pairs[: merging.ROWS]]
+    return [_ids(tokenizer, row["prompt"] + row[side])[-merging.TOKENS :] for row in rendered for side in SIDES]
+
+
+def scores(model: Any, answers: Sequence[Sequence[int]]) -> "Tensor":
+    """(answers,): the reward of each, in float32."""
+    import torch
+
+    with torch.inference_mode():
+        return torch.cat([model(input_ids=torch.tensor([ids])).logits[0].float() for ids in answers])
+
+
+def require_merged(found: dict[str, float], target: Path) -> None:
+    """Exit where the scores of a merged model differ by more than float32 and bf16 explain."""
+    allowed = merging.SUM_NOISE + merging.SUM_SHARE * found["merge_adapter_max"]
+    if not found["merge_sum_max"] <= allowed:
+        raise SystemExit(
+            f"{target}: summed in float32, its scores differ from base + adapter by up to {found['merge_sum_max']:.2g}, expected "
+            f"at most {allowed:.2g}: PEFT merges a layer otherwise than it runs it: leave the option of `lora` out that does so"
+        )
+    if not found["merge_bf16_max"] <= ROUNDING:
+        raise SystemExit(
+            f"{target}: as written in bf16 its scores are up to {found['merge_bf16_max']:.2g} from base + adapter, expected at "
+            f"most {ROUNDING:.2g}: the weights do not bear rounding to bf16: lower reward.learning_rate"
+        )
 
 
 def margins(folder: Path, pairs: Sequence[Pair], limit: int, batch: int) -> list[float]:
@@ -152,6 +225,11 @@ def measured(margins: Sequence[float], log: Log, confidence: float, seed: int) -
     accuracy = intervals.rate("accuracy", [margin > 0 for margin in margins], confidence)
     margin = intervals.mean("margin", margins, confidence, seed)
     return accuracy | margin | trl.last_tenth(log, CURVES) | {"held_out": len(margins)}
+
+
+def _save(model: Any, tokenizer: Any, target: Path) -> None:
+    model.config.pad_token_id = tokenizer.pad_token_id
+    base_model.save(model, tokenizer, target)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

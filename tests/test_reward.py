@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from commands.compose import composed
 from scripts.reward import Reward
 from temper import params, reward_model
 from temper.preference_trainers import Pair
+from tests import test_trl
 from tests.test_dpo import PAIR, SFT
 
 PLACE = "data/preferences.jsonl"
@@ -79,3 +81,78 @@ def test_a_tokenizer_without_a_token_to_spare_is_refused() -> None:
     tokenizer.get_added_vocab = lambda: {"<end>": 1}
     with pytest.raises(SystemExit, match=r"^reward: the tokenizer has no special token .* add a pad_token$"):
         reward_model.padded(tokenizer, None)
+
+
+FIGURES = {"merge_adapter_max": 4.0, "merge_sum_max": 0.001, "merge_bf16_max": 0.05}
+
+
+def test_scores_may_differ_by_what_float32_and_bf16_explain() -> None:
+    reward_model.require_merged(FIGURES, Path("models/reward"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"merge_sum_max": 0.04}, r"^models/reward: summed in float32, .* up to 0\.04, expected at most 0\.0045: "),
+        ({"merge_sum_max": float("nan")}, "summed in float32"),
+        (
+            {"merge_bf16_max": 0.5},
+            r"as written in bf16 its scores are up to 0\.5 .* most 0\.4: .*reward\.learning_rate$",
+        ),
+    ],
+)
+def test_scores_that_differ_by_more_are_one_line(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(SystemExit, match=said) as error:
+        reward_model.require_merged(FIGURES | changed, Path("models/reward"))
+    assert "\n" not in str(error.value)
+
+
+MERGE = (
+    test_trl.HEAD
+    + """
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear
+from temper import adapters
+
+save("sft"), save("shallow", layers=1), save("narrow", width=32)
+set_seed(18)
+config = configured("reward")
+adapted = get_peft_model(reward_model.classifier("models/sft", torch.float32),
+                         LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, **config["lora"]))
+adapted.save_pretrained("trained")
+adapters.keep(Path("trained"), Path("adapter"))
+pairs = [pair(number) for number in range(12)]
+
+def write(model="sft"):
+    return reward_model.write(config | {"model": f"models/{model}"}, Path("trained"), Path("adapter"), Path("merged"), pairs)
+
+found = {"figures": [write(), write()]}
+found["margins"] = reward_model.margins(Path("merged"), pairs[:1], 200, 2)
+tokenizer = reward_model.padded(trl.tokenizer("models/sft"), None)
+adapted.config.pad_token_id = tokenizer.pad_token_id
+answers = reward_model.compared(pairs, tokenizer)
+scores = reward_model.scores(adapted.eval(), answers)
+found["trained"] = float(scores[0] - scores[1])
+found["others"] = [refused(write, "shallow"), refused(write, "narrow")]
+exact = Linear.get_delta_weight
+Linear.get_delta_weight = lambda self, adapter: 1.01 * exact(self, adapter)
+found["scaled"] = refused(write)
+print("FOUND", json.dumps(found))
+"""
+)
+
+
+@pytest.mark.engine
+def test_merging_keeps_the_scores_and_refuses_what_was_made_for_another_model(tmp_path: Path) -> None:
+    found = test_trl.run(MERGE, tmp_path)
+    figures, again = found["figures"]
+    assert figures == again, "the score that it began with is drawn from the seed"
+    assert figures["merge_scores"] == 16, "both answers of eight pairs"
+    assert figures["merge_adapter_max"] > 0.1, "the adapter does something"
+    assert figures["merge_sum_max"] < 1e-4 < figures["merge_bf16_max"] < figures["merge_adapter_max"] / 2
+    assert found["margins"] == pytest.approx([found["trained"]], abs=2 * figures["merge_bf16_max"])
+    assert "merged: summed in float32, its scores differ" in found["scaled"]
+    assert "adapter: made for another model than models/shallow: " in found["others"][0]
+    assert "adapter: made for another model than models/narrow: " in found["others"][1]
+    assert not any("\n" in text for text in (found["scaled"], *found["others"]))
