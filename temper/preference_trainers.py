@@ -156,8 +156,8 @@ def lengths(rendered: Sequence[dict[str, str]], tokenizer: Any) -> list[tuple[in
     return list(zip(*each, strict=True))
 
 
-def fitting(sizes: Sequence[tuple[int, ...]], limit: int, section: str, fate: str) -> list[int]:
-    """Which rows are no longer than max_length; says how many are, which is their `fate`, and exits when all are."""
+def fitting(sizes: Sequence[tuple[int, ...]], limit: int, section: str) -> list[int]:
+    """Which rows are no longer than max_length; says how many leave for it, and exits when all do."""
     whole, what = [number for number, size in enumerate(sizes) if max(size) <= limit], rows_of(section)
     if not whole:
         raise SystemExit(
@@ -167,7 +167,7 @@ def fitting(sizes: Sequence[tuple[int, ...]], limit: int, section: str, fate: st
     longer = len(sizes) - len(whole)
     if longer and os.environ.get("LOCAL_RANK", "0") == "0":
         print(
-            f"{section}: {longer} of {len(sizes)} {what} are {fate} at {section}.max_length ({limit} tokens; the longest has "
+            f"{section}: {longer} of {len(sizes)} {what} are left out at {section}.max_length ({limit} tokens; the longest has "
             f"{max(map(max, sizes))})",
             flush=True,
         )
@@ -185,7 +185,7 @@ def leave_out(config: Config, rows: Sequence[Pair], global_batch: int) -> list[P
     left makes no step.
     """
     section, limit, tokenizer = config["stage"], config["trainer"]["max_length"], trl.tokenizer(config["model"])
-    whole = fitting(lengths([texts(row, tokenizer) for row in rows], tokenizer), limit, section, "left out")
+    whole = fitting(lengths([texts(row, tokenizer) for row in rows], tokenizer), limit, section)
     require_a_step(len(whole), f"{config['preferences']} up to {limit} tokens", rows_of(section), section, global_batch)
     config["left_out"] = sorted(set(range(len(rows))) - set(whole))
     return [rows[number] for number in whole]

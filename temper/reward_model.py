@@ -113,7 +113,7 @@ def padded(tokenizer: Any, end_of_turn: str | None) -> Any:
 def encoded(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> list[dict[str, list[int]]]:
     """Token ids of the prompt with each answer, up to the end of its turn, of the pairs that fit."""
     rendered = [preference_trainers.texts(pair, tokenizer) for pair in pairs]
-    kept = preference_trainers.fitting(preference_trainers.lengths(rendered, tokenizer), limit, "reward", "left out")
+    kept = preference_trainers.fitting(preference_trainers.lengths(rendered, tokenizer), limit, "reward")
     return [
         {f"{side}_ids": _ids(tokenizer, rendered[number]["prompt"] + rendered[number][side]) for side in SIDES}
         for number in kept

@@ -126,12 +126,12 @@ def test_too_few_pairs_are_one_line_that_says_what_to_change(tmp_path: Path, cou
 
 
 def test_pairs_that_are_all_too_long_are_one_line_and_some_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert preference_trainers.fitting([(10, 300), (10, 321), (400, 9)], 320, "dpo", "left out") == [0]
+    assert preference_trainers.fitting([(10, 300), (10, 321), (400, 9)], 320, "dpo") == [0]
     assert capsys.readouterr().out == (
         "dpo: 2 of 3 pairs are left out at dpo.max_length (320 tokens; the longest has 400)\n"
     )
     with pytest.raises(SystemExit, match=r"^dpo: all 2 pairs are longer than dpo\.max_length \(320 .* 321\): raise it"):
-        preference_trainers.fitting([(10, 321), (400, 9)], 320, "dpo", "left out")
+        preference_trainers.fitting([(10, 321), (400, 9)], 320, "dpo")
 
 
 def letters(texts: list[str], **_: object) -> dict[str, list[list[int]]]:
