@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from commands.compose import composed
-from temper import preference_trainers
+from temper import preference_trainers, reward_model
 
 pytestmark = pytest.mark.engine
 
@@ -36,7 +36,7 @@ SPECIAL = ["<|start|>", "<|end|>", "<|spare|>"]
 TEMPLATE = ("{% for turn in messages %}<|start|>{{ turn['role'] }}: {{ turn['content'] }}<|end|>\\n{% endfor %}"
             "{% if add_generation_prompt %}<|start|>assistant: {% endif %}")
 
-def save(name, width=64, spare=0):
+def save(name, width=64, spare=0, layers=2):
     letters = sorted(pre_tokenizers.ByteLevel.alphabet()) + [f"spare{number}" for number in range(spare)]
     bare = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
     bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -45,7 +45,7 @@ def save(name, width=64, spare=0):
                                   "additional_special_tokens": SPECIAL[2:]})
     tokenizer.chat_template = TEMPLATE
     set_seed(17)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=128, num_hidden_layers=2,
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=128, num_hidden_layers=layers,
                          num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=257,
                          bos_token_id=256, eos_token_id=257)
     base_model.save(LlamaForCausalLM(config), tokenizer, Path("models", name))
@@ -163,7 +163,7 @@ found["losses"]["apo_zero_unpaired"] = step("kto", 62, loss="apo_zero_unpaired")
 config = configured("reward", method="full", max_steps=1)
 Path("scratch/full").mkdir()
 trl.train(config, Path("scratch/full"), None, [], 1)
-reward_model.write(config, Path("scratch/full/out"), Path("nowhere"), Path("models/reward"))
+reward_model.write(config, Path("scratch/full/out"), Path("nowhere"), Path("models/reward"), [])
 found["margins"] = reward_model.margins(Path("models/reward"), [pair(number) for number in range(5)], 200, 2)
 
 def trained(stage, changes={}, rendered={}):
@@ -265,6 +265,7 @@ def test_metrics_say_what_each_stage_is_for(stages: dict[str, Any]) -> None:
     assert {"reward_margin", "kl"} <= found["kto"].keys()
     assert 0 <= found["reward"]["accuracy_low"] <= found["reward"]["accuracy"] <= found["reward"]["accuracy_high"] <= 1
     assert found["reward"]["held_out"] + found["reward"]["pairs"] == 20
+    assert 0 < found["reward"]["merge_bf16_max"] < reward_model.ROUNDING
     assert {"score", "first_score", "kl", "entropy"} <= found["ppo"].keys()
     assert found["ppo"]["prompts"] == 12
 
