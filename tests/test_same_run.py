@@ -1,4 +1,4 @@
-"""The same training run otherwise: killed and resumed; what comes out is the same."""
+"""The same training run otherwise: killed and resumed, on two processes, in bf16; what comes out is the same, or nearly."""
 
 import csv
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from temper import metrics, records
-from tests.test_methods import UNPACKED, chat, planted, ran, tensors
+from tests.test_methods import UNPACKED, chat, dtypes, evals, planted, ran, tensors
 
 pytestmark = pytest.mark.engine
 
@@ -19,6 +19,7 @@ CASES = {
     "hft-resumed": HALVES,
     "packed": PACKED,
     "packed-resumed": PACKED,
+    "bf16": [*PACKED, "hardware=cpu-bf16"],
 }
 
 
@@ -45,3 +46,25 @@ def test_a_run_resumed_in_its_second_epoch_ends_in_the_same_weights(runs: Path, 
     assert steps / 2 < resumed < steps - 1
     assert tensors(runs / f"{case}-resumed/models/sft") == tensors(runs / case / "models/sft")
     assert curve(runs / f"{case}-resumed") == curve(runs / case)
+
+
+def test_packs_on_two_processes_are_those_of_one(runs: Path) -> None:
+    ran(runs, {"two": [*PACKED, "hardware.runtime.processes=2"]})
+    for one, two in zip(curve(runs / "packed"), curve(runs / "two"), strict=True):
+        assert one["step"] == two["step"]
+        for key in ("loss", "eval_loss"):
+            assert bool(one[key]) == bool(two[key])
+            if one[key]:
+                assert float(two[key]) == pytest.approx(float(one[key]), abs=2e-4)
+
+
+def test_bf16_on_a_cpu_is_float32_but_for_its_rounding(runs: Path) -> None:
+    losses = evals(runs / "bf16")
+    assert losses[-1] < losses[0] - 0.05
+    assert dtypes(runs / "bf16/models/sft") == {"BF16"}
+    assert dtypes(runs / "bf16/models/sft-adapter") == {"F32"}
+    rounded, exact = (
+        metrics.read(runs / case / "reports/training/sft.json")["first_loss"] for case in ("bf16", "packed")
+    )
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.01)
