@@ -12,6 +12,7 @@ import pytest
 
 from commands.compose import composed
 from temper import preference_trainers, reward_model
+from tests.test_methods import dtypes
 
 pytestmark = pytest.mark.engine
 
@@ -250,6 +251,19 @@ def test_the_same_seed_gives_the_same_weights_killed_or_not(stages: dict[str, An
     assert stages[stage]["same"]
     if stage != "ppo":  # which cannot resume
         assert "resuming from step 2" in stages[stage]["said"]
+
+
+def test_dpo_in_bf16_on_a_cpu_is_that_in_float32_but_for_its_rounding(stages: dict[str, Any], tmp_path: Path) -> None:
+    overrides = ["hardware=cpu-bf16", "dpo.learning_rate=5.0e-3", "dpo.schedule=constant", "dpo.warmup_ratio=0"]
+    found = run(RUN, tmp_path, json.dumps({"dpo": "sft"}), overrides=overrides)["dpo"]
+    assert found["metrics"]["train_loss"] < found["metrics"]["first_loss"] - 0.05
+    assert found["same"], "resumed, it ends in the same weights"
+    assert dtypes(tmp_path / "models/dpo") == {"BF16"}
+    assert dtypes(tmp_path / "models/dpo-adapter") == {"F32"}
+    # Before the first update both are the same model.
+    rounded, exact = (float(next(csv.DictReader(one["curve"]))["logps/chosen"]) for one in (found, stages["dpo"]))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.01)
 
 
 def test_another_seed_gives_other_weights(stages: dict[str, Any]) -> None:
