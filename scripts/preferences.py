@@ -6,7 +6,6 @@ Writes  data/preferences.jsonl, data/rejected/preferences.jsonl (what left), rep
 
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,8 @@ def main() -> None:
     made = [pair for of_prompt in by_verifier for pair in of_prompt]
     made += [pair for contest in contests if (pair := contest.pair())]
     made += [pairs.given(row) for row in taken["files"]]
-    fits = partial(pairs.fitting, count=lengths.counter(policy), limit=cfg.max_length)
-    kept, dropped = pairs.sifted(made, fits, cfg.balance, cfg.length)
+    sizes = pairs.sized(made, lengths.counter(policy))
+    kept, dropped = pairs.sifted(made, sizes, cfg.max_length, cfg.balance, cfg.length)
 
     left = [samples.left() for samples, of_prompt in zip(every, by_verifier, strict=True) if not of_prompt]
     left += [contest.left() for contest in contests if not contest.best]

@@ -36,6 +36,8 @@ REMEDIES = {
     "too_long": "raise dpo.max_length, which preferences.max_length follows",
 }
 Filter = Callable[[list[Row]], list[Row]]
+Sizes = dict[int, int | None]
+"""By the id() of a pair; None where the policy's chat template takes no such chat."""
 """From pairs to those of them that stay, in the same order."""
 
 
@@ -124,9 +126,17 @@ def checked(length: Length) -> Length:
     return length
 
 
-def sifted(made: list[Row], fits: Filter, balance: bool, length: Length) -> tuple[list[Row], list[Row]]:
-    """The pairs to learn from, and the others, each with its reason; those that leave first upset no balance."""
-    filters: dict[str, Filter] = {"too_long": fits, "duplicate": distinct, "contradicted": uncontradicted}
+def sifted(made: list[Row], sizes: Sizes, limit: int, balance: bool, length: Length) -> tuple[list[Row], list[Row]]:
+    """The pairs to learn from, and the others, each with its reason; those that leave first upset no balance.
+
+    TRL would cut what has more than `limit` tokens.
+    """
+    filters: dict[str, Filter] = {
+        "template": lambda found: [pair for pair in found if sizes[id(pair)] is not None],
+        "too_long": lambda found: [pair for pair in found if (sizes[id(pair)] or 0) <= limit],
+        "duplicate": distinct,
+        "contradicted": uncontradicted,
+    }
     if balance:
         filters["unbalanced"] = balanced
     if (most := length.max_ratio) is not None:
@@ -142,11 +152,11 @@ def sifted(made: list[Row], fits: Filter, balance: bool, length: Length) -> tupl
     return made, dropped
 
 
-def fitting(made: list[Row], count: lengths.Count, limit: int) -> list[Row]:
-    """The pairs with no more than `limit` tokens of prompt and answer on either side; TRL would cut the others."""
+def sized(made: list[Row], count: lengths.Count) -> Sizes:
+    """Tokens of each pair's prompt with the longer answer."""
     chats = [{"messages": pair["prompt"]} | {side: pair[side] for side in SIDES} for pair in made]
     sizes = [size for batch in lengths.batches(chats) for size in count(batch)]
-    return [pair for pair, size in zip(made, sizes, strict=True) if (size or 0) <= limit]
+    return {id(pair): size for pair, size in zip(made, sizes, strict=True)}
 
 
 def distinct(made: list[Row]) -> list[Row]:

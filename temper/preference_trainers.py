@@ -89,7 +89,7 @@ def weights(answers: Sequence[Pair]) -> Config:
     if not (good and bad):
         raise SystemExit(
             f"kto: {good} answers to be preferred and {bad} others are no longer than kto.max_length, expected some of each: "
-            "raise it in conf/kto"
+            "raise dpo.max_length in conf/dpo, which kto follows"
         )
     return {"desirable_weight": max(1.0, bad / good), "undesirable_weight": max(1.0, good / bad)}
 
@@ -121,7 +121,7 @@ def require_a_step(count: int, place: str, what: str, section: str, global_batch
     if count < global_batch:
         raise SystemExit(
             f"{place}: {count} {what}, fewer than a step of {section} takes ({section}.global_batch is {global_batch}): "
-            f"raise preferences.samples, give more data, or lower {section}.global_batch in conf/"
+            f"raise preferences.samples or dpo.max_length, give more data, or lower {section}.global_batch in conf/"
         )
 
 
@@ -162,7 +162,7 @@ def fitting(sizes: Sequence[tuple[int, ...]], limit: int, section: str) -> list[
     if not whole:
         raise SystemExit(
             f"{section}: all {len(sizes)} {what} are longer than {section}.max_length ({limit} tokens; the shortest has "
-            f"{min(map(max, sizes))}): raise it in conf/{section}"
+            f"{min(map(max, sizes))}): raise dpo.max_length in conf/dpo, which the others follow"
         )
     longer = len(sizes) - len(whole)
     if longer and os.environ.get("LOCAL_RANK", "0") == "0":

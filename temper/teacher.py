@@ -210,7 +210,8 @@ class Client:
         self._known.close()
         if not error and (left := self.usage.unanswered):
             print(
-                f"{self.teacher.base_url}: {left} of {len(self.usage.keys)} requests got no answer: run again to ask them again",
+                f"{self.teacher.base_url}: {left} of {len(self.usage.keys)} requests got no answer: run it again (a stage by "
+                "`dvc repro -f -s`) to ask them again",
                 flush=True,
             )
 

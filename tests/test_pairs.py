@@ -65,11 +65,15 @@ def pair(chosen: str, rejected: str, prompt: str = "", origin: str = "sample", i
     return {"id": id, "prompt_id": id, "prompt": prompt, "chosen_from": origin, **sides}
 
 
+def short(found: list[Any]) -> pairs.Sizes:
+    return {id(one): 1 for one in found}
+
+
 def sifted(
     found: list[Any], balance: bool = False, share: float | None = None, ratio: float | None = None
 ) -> Counter[str]:
     """How many pairs stay, under "", and how many leave by reason; none is lost."""
-    kept, dropped = pairs.sifted(found, list, balance, pairs.Length(share, ratio))
+    kept, dropped = pairs.sifted(found, short(found), 1, balance, pairs.Length(share, ratio))
     assert len(kept) + len(dropped) == len(found)
     return Counter(["" for _ in kept] + [one["reason"] for one in dropped])
 
@@ -110,6 +114,20 @@ def test_pairs_that_contradict_each_other_are_a_tie() -> None:
     assert sifted(found) == {"": 2, "contradicted": 2}
 
 
+def test_pairs_leave_that_do_not_fit_or_cannot_be_rendered() -> None:
+    found = [*lengths(1, 3, 3, "a"), *lengths(1, 30, 3, "b"), *lengths(1, 3, 31, "c"), *lengths(1, 7, 7, "d")]
+
+    def count(rows: list[dict[str, Any]]) -> list[int | None]:
+        longest = [max(len(row[side][0]["content"]) for side in pairs.SIDES) for row in rows]
+        return [None if size == 7 else size for size in longest]
+
+    for one in found:
+        one["prompt"] = [{"role": "user", "content": one["id"]}]
+    kept, dropped = pairs.sifted(found, pairs.sized(found, count), 30, False, pairs.Length(None, None))
+    assert [one["id"] for one in kept] == ["a0", "b0"]
+    assert {one["id"]: one["reason"] for one in dropped} == {"c0": "too_long", "d0": "template"}
+
+
 def lengths(count: int, chosen: int, rejected: int, name: str) -> list[dict[str, Any]]:
     return [pair("x" * chosen, "y" * rejected, f"{name}{number}", id=f"{name}{number}") for number in range(count)]
 
@@ -118,7 +136,7 @@ def lengths(count: int, chosen: int, rejected: int, name: str) -> list[dict[str,
 @pytest.mark.parametrize("sizes", [(9, 4), (4, 9)], ids=["longer", "shorter"])
 def test_neither_direction_has_more_than_its_share(sizes: tuple[int, int], share: float, kept: int) -> None:
     found = [*lengths(10, *sizes, "a"), *lengths(3, *sizes[::-1], "b"), *lengths(5, 4, 4, "c")]
-    staying, _ = pairs.sifted(found, list, False, pairs.Length(share, None))
+    staying, _ = pairs.sifted(found, short(found), 1, False, pairs.Length(share, None))
     names = Counter(one["id"][0] for one in staying)
     assert names == {"a": kept, "b": 3, "c": 5}, "the rarer direction and answers of one length stay whole"
     assert kept / (kept + 3) <= share

@@ -364,13 +364,13 @@ def test_rows_and_tokens_are_those_that_are_trained_on(tmp_path: Path, monkeypat
         "tokens_max": 150,
     }
     audit |= {"written": 100, "tokens": 91000, "tokens_trained": 90200}
-    mix = {"kept_train": 12, "kept_preferences": 5, "kept_test": 7}
+    mix = {"kept_train": 12, "kept_preferences": 5, "kept_test": 7, "kept_rl": 3}
     for name, values in {"audit": audit, "mix": mix}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
     monkeypatch.setattr(plan, "REPORTS", tmp_path)
     monkeypatch.setattr(plan, "made_by", lambda *_: True)
     found = plan.data(OmegaConf.create(), plan.Assumed(1, 1, 1, 1, 1, 1, 1))
-    assert (found.train, found.tokens, found.answer, found.longest) == (10, 100, 20, 150)
+    assert (found.train, found.tokens, found.answer, found.longest, found.rl) == (10, 100, 20, 150, 3)
 
 
 def test_data_that_nothing_has_read_is_assumed_and_said_to_be() -> None:

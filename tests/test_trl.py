@@ -1,5 +1,6 @@
 """TRL's trainers in earnest: every stage and every loss on two random layers, killed, resumed, repeated, and given bad input."""
 
+import csv
 import json
 import math
 import subprocess
