@@ -48,9 +48,7 @@ def scores(found: Results) -> list[tuple[str, ...]]:
 
 def closing(found: Results) -> list[str]:
     rates = ", ".join(f"{pages.speed(found, level):.0f} at {level}" for level in found.levels())
-    unevaluated = [
-        f"unevaluated models/{name}: in no score above, nor in the release" for name in found.recipe.unevaluated()
-    ]
+    unevaluated = [f"unevaluated models/{name}: no score above is its own" for name in found.recipe.unevaluated()]
     return [
         *unevaluated,
         f"quantized   models/gguf/model.gguf: {pages.gguf_line(found)}",

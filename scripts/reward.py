@@ -69,6 +69,10 @@ def main() -> None:
     config = reward_model.render(cfg, start, processes)
     trl.write(config, OUT / "trl.yaml")
     training.prepare()
+    tokenizer = reward_model.padded(trl.tokenizer(str(start)), cfg.end_of_turn)
+    kept = reward_model.fitting(trained, tokenizer, cfg.max_length)
+    place = f"{PREFERENCES} up to {cfg.max_length} tokens"
+    preference_trainers.require_a_step(len(kept), place, "pairs", "reward", cfg.global_batch)
     trl.check(config)
 
     inputs, threads = [*checkpoints.deps("reward"), OUT / "trl.yaml"], params.runtime()["threads"]
@@ -80,7 +84,9 @@ def main() -> None:
         margins = reward_model.margins(OUT, held_out, cfg.max_length, cfg.micro_batch)
         curves.write("reports/plots/reward.csv", log, reward_model.CURVES.values())
         found = curves.summary(log) | reward_model.measured(margins, log, cfg.confidence, cfg.seed) | merged
-        metrics.write("reports/training/reward.json", found | {"pairs": len(trained)})
+        metrics.write(
+            "reports/training/reward.json", found | {"pairs": len(kept), "pairs_too_long": len(trained) - len(kept)}
+        )
 
 
 def keep(method: str, trained: Path) -> None:

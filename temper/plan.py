@@ -317,7 +317,7 @@ def ppo(run: Run) -> Estimate:
 
 
 def grpo(run: Run) -> Estimate:
-    """Logits of answers alone; a server that samples has weights and a cache of its own on the first device."""
+    """Logits of answers alone; what samples has weights and a cache of its own beside the policy."""
     cfg = run.settings.grpo
     length = run.data.prompt + cfg.max_tokens
     job = training(run, cfg, "lora", rows=cfg.micro_batch, length=length, scored=cfg.max_tokens / length)

@@ -112,12 +112,17 @@ def padded(tokenizer: Any, end_of_turn: str | None) -> Any:
 
 def encoded(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> list[dict[str, list[int]]]:
     """Token ids of the prompt with each answer, up to the end of its turn, of the pairs that fit."""
+    return [
+        {f"{side}_ids": _ids(tokenizer, texts["prompt"] + texts[side]) for side in SIDES}
+        for texts in fitting(pairs, tokenizer, limit)
+    ]
+
+
+def fitting(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> list[dict[str, str]]:
+    """The pairs of up to `limit` tokens, as the chat template renders them."""
     rendered = [preference_trainers.texts(pair, tokenizer) for pair in pairs]
     kept = preference_trainers.fitting(preference_trainers.lengths(rendered, tokenizer), limit, "reward")
-    return [
-        {f"{side}_ids": _ids(tokenizer, rendered[number]["prompt"] + rendered[number][side]) for side in SIDES}
-        for number in kept
-    ]
+    return [rendered[number] for number in kept]
 
 
 def write(config: Config, trained: Path, adapter: Path, target: Path, pairs: Sequence[Pair]) -> dict[str, float]:
