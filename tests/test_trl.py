@@ -103,7 +103,7 @@ def weights(stage):
     return hashlib.sha256(Path(f"models/{stage}-adapter/adapter_model.safetensors").read_bytes()).hexdigest()
 
 save("base"), save("sft")
-records.write("data/preferences.jsonl", map(pair, range(20)))
+records.write("data/preferences.jsonl", map(pair, [*range(20), int("1" * 90)]))  # the last is too long
 records.write("data/mix/preferences.jsonl", ({"messages": turn("user", f"Add {number} and 2") + answer("3"), "tools": [],
                                               "gold": None} for number in range(12)))
 found = {}
@@ -275,8 +275,8 @@ def test_metrics_say_what_each_stage_is_for(stages: dict[str, Any]) -> None:
     found = {stage: stages[stage]["metrics"] for stage in STAGES}
     for stage in ("dpo", "orpo"):
         assert {"reward_margin", "reward_accuracy", "chosen_logp", "rejected_logp"} <= found[stage].keys()
-        assert found[stage]["pairs"] == 20
-    assert (found["kto"]["desirable"], found["kto"]["undesirable"]) == (20, 20)
+        assert (found[stage]["pairs"], found[stage]["pairs_too_long"]) == (20, 1)
+    assert (found["kto"]["desirable"], found["kto"]["undesirable"], found["kto"]["answers_too_long"]) == (20, 20, 2)
     assert {"reward_margin", "kl"} <= found["kto"].keys()
     assert 0 <= found["reward"]["accuracy_low"] <= found["reward"]["accuracy"] <= found["reward"]["accuracy_high"] <= 1
     assert found["reward"]["held_out"] + found["reward"]["pairs"] == 20
@@ -316,9 +316,9 @@ def test_a_pair_that_does_not_fit_is_left_out_and_no_other_is_cut(losses: dict[s
     ("case", "words"),
     [
         ("dpo long", ("dpo: all 6 pairs are longer than dpo.max_length (30 tokens", "conf/dpo")),
-        ("kto long", ("kto: all 12 answers", "conf/kto")),
-        ("orpo long", ("orpo: all 6 pairs", "conf/orpo")),
-        ("reward long", ("reward: all ", "conf/reward")),
+        ("kto long", ("kto: all 12 answers", "conf/dpo")),
+        ("orpo long", ("orpo: all 6 pairs", "conf/dpo")),
+        ("reward long", ("reward: all ", "conf/dpo")),
         ("ppo long", ("0 prompts, fewer than a batch", "ppo.max_length")),
         ("dpo bare", ("models/bare: no chat template", "instruction-tuned")),
         ("reward bare", ("models/bare: no chat template",)),
