@@ -14,7 +14,7 @@ import pytest
 from commands.compose import composed
 from scripts import grpo as script
 from scripts.grpo import Grpo
-from temper import grpo, hardware, params, records, sandbox
+from temper import envs, grpo, hardware, params, records, sandbox, vllm
 from temper.records import Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +90,16 @@ def test_the_sandbox_is_tried_before_a_run_that_needs_it(tmp_path: Path, monkeyp
     assert tried == []
     script.require(cfg, {"code": 1.0})
     assert [limits.seconds for limits in tried] == [9]
+
+
+def test_a_gpu_wants_vllm_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[None] = []
+    monkeypatch.setattr(vllm, "require_build", lambda: asked.append(None))
+    monkeypatch.setattr(envs, "is_built", lambda env: True)
+    script.require(settings(tmp_path, "grpo.rollouts=transformers"), WEIGHTS)
+    assert not asked
+    script.require(settings(tmp_path, "grpo.rollouts=vllm"), WEIGHTS)
+    assert asked
 
 
 def test_vllm_without_its_environment_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

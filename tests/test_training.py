@@ -1,5 +1,6 @@
 """What a training asks of the machine: refused in one line, before minutes of imports."""
 
+import importlib
 import os
 import sys
 from importlib import metadata
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from commands.compose import composed
 from temper import hardware, params, training
 
 CPU = SimpleNamespace(hardware="cpu", attention="sdpa", precision="fp32")
@@ -109,3 +111,16 @@ def test_no_more_tokens_than_the_model_has_positions(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as error:
         training.require_context("dpo.max_length", 513, tmp_path)
     assert str(error.value) == f"dpo.max_length is 513, and {tmp_path} has 512 positions: lower it, or set model.rope"
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto", "orpo", "reward", "ppo"])
+def test_a_stage_asks_for_its_context_before_it_reads_a_row(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text(composed([f"{stage}.max_length=513"]))
+    (tmp_path / "models/sft").mkdir(parents=True)
+    (tmp_path / "models/sft/config.json").write_text('{"max_position_embeddings": 512}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [stage, "sft"])
+    with pytest.raises(SystemExit, match=rf"^{stage}\.max_length is 513"):
+        importlib.import_module(f"scripts.{stage}").main()
