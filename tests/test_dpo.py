@@ -130,7 +130,9 @@ def test_pairs_that_are_all_too_long_are_one_line_and_some_are_counted(capsys: p
     assert capsys.readouterr().out == (
         "dpo: 2 of 3 pairs are left out at dpo.max_length (320 tokens; the longest has 400)\n"
     )
-    with pytest.raises(SystemExit, match=r"^dpo: all 2 pairs are longer than dpo\.max_length \(320 .* 321\): raise it"):
+    with pytest.raises(
+        SystemExit, match=r"^dpo: all 2 pairs are longer than dpo\.max_length \(320 .* 321\): raise dpo\.max_length"
+    ):
         preference_trainers.fitting([(10, 321), (400, 9)], 320, "dpo")
 
 

@@ -37,7 +37,10 @@ def test_the_rarer_kind_weighs_as_much_as_the_other(tmp_path: Path) -> None:
 
 def test_answers_of_one_kind_alone_teach_nothing() -> None:
     good = [row for row in preference_trainers.unpaired([PAIR], 17) if row["label"]]
-    with pytest.raises(SystemExit, match=r"^kto: 1 answers to be preferred and 0 others .*: raise it in conf/kto$"):
+    with pytest.raises(
+        SystemExit,
+        match=r"^kto: 1 answers to be preferred and 0 others .*: raise dpo\.max_length in conf/dpo, which kto follows$",
+    ):
         preference_trainers.weights(good)
 
 
