@@ -241,7 +241,10 @@ def test_what_got_no_answer_is_counted_and_asked_again_by_the_next_run(
     endpoint.fault = lambda body, attempt: fault if body["messages"][0]["content"] == "b" else None
     first, failed = ask(endpoint.url, tmp_path, ["a", "b"])
     assert failed.failure
-    assert capsys.readouterr().out == f"{endpoint.url}: 1 of 2 requests got no answer: run again to ask them again\n"
+    assert (
+        capsys.readouterr().out
+        == f"{endpoint.url}: 1 of 2 requests got no answer: run it again (a stage by `dvc repro -f -s`) to ask them again\n"
+    )
     endpoint.fault = lambda body, attempt: None
     asked = endpoint.asked
     assert ask(endpoint.url, tmp_path, ["a", "b"]) == [first, replace(first, text="re: b")]
