@@ -1,11 +1,14 @@
 """The load test's requests, figures and errors."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commands.compose import composed
 from scripts import bench
-from temper import load
+from temper import load, vllm
 
 ROWS = [{"messages": [{"role": "user", "content": name}, {"role": "assistant", "content": "null"}]} for name in "abc"]
 RAW: dict[str, Any] = {
@@ -70,3 +73,15 @@ def test_each_level_has_its_number_of_requests() -> None:
 def test_levels_that_cannot_be_measured_are_refused(concurrency: list[int], requests: list[int]) -> None:
     with pytest.raises(SystemExit, match=r"^bench\.bf16: .*conf/bench$"):
         bench.paired(settings(concurrency, requests), "bf16")
+
+
+def test_a_gpu_wants_vllm_for_gpus_before_a_row_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise SystemExit("asked")
+
+    (tmp_path / "params.yaml").write_text(composed([]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "bf16", "dpo"])
+    monkeypatch.setattr(vllm, "require_build", refuse)
+    with pytest.raises(SystemExit, match=r"^asked$"):
+        bench.main()
