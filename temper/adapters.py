@@ -41,10 +41,10 @@ def merge(
     the base was held in `four_bit` while the adapter learned, in bitsandbytes' words, also what leaving that behind costs.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    adapted = attached(base, adapter)
+    adapted = attached(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter, base)
     check = merging.Check(adapted, merging.prompts(rows, tokenizer))
     merged = adapted.merge_and_unload()
     check.compare("sum", merged)
@@ -53,33 +53,27 @@ def merge(
     written = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     check.compare("bf16", written)
     if four_bit:
-        check.compare("nf4", written, attached(base, adapter, four_bit))
+        held = BitsAndBytesConfig(load_in_4bit=True, **four_bit)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=held)
+        check.compare("nf4", written, attached(model, adapter, base))
     return check.passed(target)
 
 
-def attached(base: Path, adapter: Path, four_bit: dict[str, Any] | None = None) -> Any:
-    """The model in `base`, in float32 or with its linear layers in `four_bit`, with `adapter` beside its weights.
-
-    Exits if the adapter was made for another model.
-    """
-    import torch
+def attached(model: Any, adapter: Path, base: Path) -> Any:
+    """`model`, whose weights are those in `base`, with `adapter` beside them; exits if the adapter was made for another model."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    held = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **four_bit)} if four_bit else {}
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **held)
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            # PEFT leaves what has no place in the model, and lets layers without weights start anew, with no more than a warning.
+            odd = sorted(set(file.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False)))
+        if odd:
+            raise ValueError(f"{len(odd)} weights have no place or no value, the first {odd[0]}")
     except (RuntimeError, ValueError) as error:
-        raise SystemExit(_unfit(adapter, base, " ".join(str(error).split("\n\t")[:2])[:300])) from None
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        stored = set(file.keys())
-    # PEFT leaves what has no place in the model, and lets layers without weights start anew, with no more than a warning.
-    if odd := sorted(stored ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))):
-        raise SystemExit(_unfit(adapter, base, f"{len(odd)} weights have no place or no value, the first {odd[0]}"))
+        reason = " ".join(str(error).split("\n\t")[:2])[:300]
+        raise SystemExit(
+            f"{adapter}: made for another model than {base}: {reason}: train it from that model, or name the one it was made for"
+        ) from None
     return adapted
-
-
-def _unfit(adapter: Path, base: Path, reason: str) -> str:
-    return f"{adapter}: made for another model than {base}: {reason}: train it from that model, or name the one it was made for"

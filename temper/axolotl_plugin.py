@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import yaml
 from axolotl.integrations.base import AdapterCapabilities, BasePlugin
 from pydantic import BaseModel
-from torch.utils.data import RandomSampler, Sampler
+from torch.utils.data import BatchSampler, RandomSampler, Sampler
 from transformers import TrainerCallback
 
 from temper import halves, health, labelled_logits, stage, training
@@ -61,7 +62,7 @@ class Plugin(BasePlugin):
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         training.quiet_callbacks(trainer)
         health.watch(trainer, "sft")
-        order_by_epoch(trainer, cfg.seed)
+        keep_packs(trainer, cfg.seed)
         return [Halves(cfg.seed)] if cfg.half_fine_tuning else []
 
 
@@ -87,7 +88,7 @@ class Halves(TrainerCallback):
         self.seed, self.epoch = seed, -1
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
-        # A resumed run begins in the midst of an epoch; packs make the end of one inexact.
+        # A resumed run begins in the midst of an epoch.
         self.epoch = int(state.epoch or 0) if self.epoch < 0 else self.epoch + 1
         weights = dict(model.named_parameters())
         trained = halves.trained(list(weights), self.seed, self.epoch)
@@ -96,36 +97,51 @@ class Halves(TrainerCallback):
 
 
 class Order(Sampler[int]):
-    """Rows in an order that follows from seed and epoch alone, and packs made anew for each epoch.
+    """Numbers of `count` packs, ordered by seed and epoch alone; the first come again, to fill up a multiple of `even`."""
 
-    Axolotl keeps the packs that it made when it counted them; a resumed run, whose skipping loader does not tell it of the
-    epoch, would train on those, in another order than the run that it goes on with.
-    """
-
-    def __init__(self, rows: int, seed: int) -> None:
-        self.rows, self.seed, self.epoch = rows, seed, 0
-        self.packs: Any = None
+    def __init__(self, count: int, seed: int, even: int) -> None:
+        self.count, self.seed, self.even, self.epoch = count, seed, even, 0
 
     def __iter__(self) -> Iterator[int]:
-        yield from torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        yield from islice(cycle(order), len(self))
 
     def __len__(self) -> int:
-        return self.rows
+        return -(-self.count // self.even) * self.even
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch, self.packs._batches = epoch, None
+        self.epoch = epoch
 
 
-def order_by_epoch(trainer: Any, seed: int) -> None:
-    """Have packed rows come in the order of `Order`."""
-    pack = trainer._create_multipack_sampler
+class Packs(BatchSampler):
+    """The packs of a run, made once, and for each epoch in the order of `sampler`.
+
+    Axolotl makes packs anew for each epoch and counts those of the first: an epoch with more leaves rows out, one with fewer ends
+    early. And a resumed run, whose skipping loader does not tell Axolotl's sampler of the epoch, would go on in another order.
+    """
+
+    def __init__(self, packs: list[list[list[int]]], sampler: Order, batch_size: int) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.packs = packs
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.packs[number] for number in self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def keep_packs(trainer: Any, seed: int) -> None:
+    """Have packed rows come in the order of `Packs`."""
+    make = trainer._create_multipack_sampler
 
     def packed(base_sampler: Any, dataset: Any) -> Any:
         if not isinstance(base_sampler, RandomSampler):
-            return pack(base_sampler, dataset)
-        order = Order(len(dataset), seed)
-        order.packs = pack(order, dataset)
-        return order.packs
+            return make(base_sampler, dataset)
+        rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+        packs = make(rows, dataset)
+        batches = packs.generate_batches()
+        return Packs(batches, Order(len(batches), seed, int(os.environ.get("WORLD_SIZE", "1"))), packs.batch_size)
 
     trainer._create_multipack_sampler = packed
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from temper import base_model, intervals, merging, preference_trainers, trl
+from temper import adapters, base_model, intervals, merging, preference_trainers, trl
 from temper.preference_trainers import SIDES, Pair
 from temper.trl import Config, Log
 
@@ -138,7 +138,8 @@ def write(config: Config, trained: Path, adapter: Path, target: Path, pairs: Seq
         _save(classifier(trained, torch.float32), tokenizer, target)
         return {}
     set_seed(config["trainer"]["seed"])  # the score that training began with, which is what the adapter is held against
-    adapted = attached(Path(config["model"]), adapter)
+    start = Path(config["model"])
+    adapted = adapters.attached(classifier(start, torch.float32), adapter, start)
     adapted.config.pad_token_id = tokenizer.pad_token_id  # before which a score is read
     answers = compared(pairs, tokenizer)
     reference = scores(adapted, answers)
@@ -152,28 +153,6 @@ def write(config: Config, trained: Path, adapter: Path, target: Path, pairs: Seq
     figures = {f"merge_{name}_max": float((reference - other).abs().max()) for name, other in found.items()}
     require_merged(figures, target)
     return figures | {"merge_scores": len(answers)}
-
-
-def attached(base: Path, adapter: Path) -> Any:
-    """The model in `base` with a score, in float32, and `adapter` beside its weights; exits if it was made for another model."""
-    import torch
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    model = classifier(base, torch.float32)
-    try:
-        adapted = PeftModel.from_pretrained(model, adapter)
-        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-            # PEFT leaves what has no place in the model, and lets layers without weights start anew, with no more than a warning.
-            odd = sorted(set(file.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False)))
-        if odd:
-            raise ValueError(f"{len(odd)} weights have no place or no value, the first {odd[0]}")
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split("\n\t")[:2])[:300]
-        raise SystemExit(
-            f"{adapter}: made for another model than {base}: {reason}: train it from that model, or name the one it was made for"
-        ) from None
-    return adapted
 
 
 def compared(pairs: Sequence[Pair], tokenizer: Any) -> list[list[int]]:

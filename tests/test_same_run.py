@@ -1,12 +1,15 @@
 """The same training run otherwise: killed and resumed, on two processes, in bf16; what comes out is the same, or nearly."""
 
 import csv
+import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from temper import metrics, records
-from tests.test_methods import UNPACKED, chat, dtypes, evals, planted, ran, tensors
+from temper import envs, metrics, records
+from tests.test_methods import ROOT, UNPACKED, chat, dtypes, evals, planted, ran, tensors
 
 pytestmark = pytest.mark.engine
 
@@ -68,3 +71,42 @@ def test_bf16_on_a_cpu_is_float32_but_for_its_rounding(runs: Path) -> None:
     )
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.01)
+
+
+EPOCHS = """
+import json, os, sys
+from types import SimpleNamespace
+from axolotl.utils.samplers import MultipackBatchSampler
+from torch.utils.data import RandomSampler
+from temper import axolotl_plugin
+
+os.environ["WORLD_SIZE"] = sys.argv[1]
+lengths = [5 + 7 * row % 40 for row in range(101)]
+axolotl = {"batch_size": 1, "batch_max_len": 64, "bin_size": 64, "group_size": 1000}
+trainer = SimpleNamespace(_create_multipack_sampler=lambda rows, _: MultipackBatchSampler(rows, lengths=lengths, **axolotl))
+axolotl_plugin.keep_packs(trainer, 17)
+packs = trainer._create_multipack_sampler(RandomSampler(lengths), lengths)
+epochs = []
+for epoch in range(3):
+    packs.sampler.set_epoch(epoch)
+    epochs.append([pack for batch in packs for pack in batch])
+assert len(packs) == len(epochs[0])
+print(json.dumps([epochs, lengths]))
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_each_epoch_has_every_row_and_as_many_packs_for_each_process(processes: int) -> None:
+    command = [str(envs.python("train")), "-c", EPOCHS, str(processes)]
+    told = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=True
+    )
+    epochs, lengths = json.loads(told.stdout.splitlines()[-1])
+    assert epochs[0] != epochs[1] != epochs[2]
+    for packs in epochs:
+        assert len(packs) == len(epochs[0])
+        assert len(packs) % processes == 0
+        assert all(sum(lengths[row] for row in pack) <= 64 for pack in packs)
+        distinct = {tuple(pack) for pack in packs}
+        assert sorted(row for pack in distinct for row in pack) == list(range(len(lengths)))
+        assert len(packs) - len(distinct) < processes
