@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MAIN := $(shell $(PYTHON) -m temper.envs path main)
 export PATH := $(MAIN)/bin:$(PATH)
 # Two at a time, on any machine: most of an engine's time is one core's, and each may take 8 GB. Waiting threads must not spin then.
-PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize bench evaluate card
 
