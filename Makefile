@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MAIN := $(shell $(PYTHON) -m temper.envs path main)
 export PATH := $(MAIN)/bin:$(PATH)
+# Two at a time, on any machine: most of an engine's time is one core's, and each may take 8 GB. Waiting threads must not spin then.
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize bench evaluate card
 
@@ -29,10 +31,10 @@ $(STAGES): setup ## Run one stage and what it needs: base, ingest, … card
 
 test: setup ## Lint, and run every test that needs no GPU; says what it left out
 	@$(MAKE) --no-print-directory lint
-	@python -m pytest --durations=15 -m "not gpu"
+	@$(PYTEST) --durations=15 -m "not gpu"
 
-test-fast: env-main ## Run the tests that need no heavy environment, in under three minutes
-	@python -m pytest -m "not gpu and not engine and not slow"
+test-fast: env-main ## Run the tests that need no heavy environment, in a few minutes
+	@$(PYTEST) -m "not gpu and not engine and not slow"
 
 gpu-test: setup ## Run the tests that need a GPU
 	@python -m pytest -m gpu

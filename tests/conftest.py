@@ -15,6 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT: Counter[str] = Counter()
 """Tests that -m or -k left out, by the mark that they carry."""
 
+LONGEST = ("test_pipeline", "test_sweeps", "test_methods", "test_same_run")
+"""Modules that take minutes: of two processes, neither should be left with one of them when the other has nothing to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     LEFT_OUT.update(
