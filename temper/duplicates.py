@@ -30,6 +30,7 @@ VIEWS = ("text", "request", "response")
 
 Rows leave for the first only. The others put rows into one cluster.
 """
+TURNS = ("messages", "chosen", "rejected")
 REASONS = ("", "exact", "near", "semantic")
 FACTS = np.dtype([("id", "<u8"), ("made", "?"), ("tools", "<u8"), ("subject", "<u8"), ("exact", "<u8", 2)])
 """What is known of each row: whether it was made by us, digests of its tools' names and its subject, 128 bits of its content's."""
@@ -307,8 +308,8 @@ def _joined(names: tuple[str, ...]) -> tuple[bytes, bytes]:
 
 def content(row: Row) -> str:
     """All that a row says: its turns, a preference's two answers, or its text."""
-    turns = [*row.get("messages", ()), *row.get("chosen", ()), *row.get("rejected", ())]
-    return "\n".join([*(turn["content"] for turn in turns), row.get("text", "")])
+    said = [turn["content"] for key in TURNS if key in row for turn in row[key]]
+    return "\n".join([*said, row["text"]] if "text" in row else said)
 
 
 def _text(row: Row, view: str, min_answer_words: int | None) -> str:

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-from temper import calls
+from temper import calls, records
 from temper.records import Row
 
 MAX_NESTING = 100  # far above real schemas, far below what recursion allows
@@ -71,6 +71,10 @@ def identified(row: Row) -> Row:
     if "\\u0000" in text and NUL.search(text):
         raise BadRow("encoding", "a NUL character, which is no text: was the file binary or UTF-16?")
     check_nesting(text, content)
+    try:
+        records.line(content)
+    except TypeError as error:
+        raise BadRow("type", f"a value that most readers of JSON lose ({error})") from None
     return {"id": hashlib.sha256(encoded).hexdigest()[:16], **content}
 
 
@@ -132,7 +136,7 @@ def tool_names(row: Row) -> tuple[str, ...]:
 
 
 def _said_by(row: Row, role: str) -> str:
-    return "\n".join(message["content"] for message in row.get("messages", []) if message["role"] == role)
+    return "\n".join([message["content"] for message in row.get("messages", ()) if message["role"] == role])
 
 
 def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:

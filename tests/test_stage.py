@@ -144,7 +144,7 @@ def test_torchrun_and_its_workers_die_with_the_stage(tmp_path: Path, name: str) 
         "torch/distributed/__init__": "",
         "torch/distributed/run": TORCHRUN,
         "torch/utils/__init__": "",
-        "torch/utils/data": "class RandomSampler: pass\nclass Sampler(list): pass\n",
+        "torch/utils/data": "class BatchSampler: pass\nclass RandomSampler: pass\nclass Sampler(list): pass\n",
         "axolotl/__init__": "",
         "axolotl/integrations/__init__": "",
         "axolotl/integrations/base": "class BasePlugin: pass\nclass AdapterCapabilities: pass\n",

@@ -212,7 +212,7 @@ def test_missing_seeds_say_what_to_write(run: Run) -> None:
         ({"instruction": "x", "instances": [3]}, "instances"),
         ({"instruction": "x", "tools": [{"name": "f"}]}, "schema"),
         ({"instruction": "x", "gold": {"name": "f", "arguments": {"a": 1}}}, "gold"),
-        ({"instruction": "\ud800"}, "escape"),
+        ({"instruction": "\ud800"}, "surrogate"),
         ({"id": "seed-1", "instruction": "another example"}, "seed-1"),
     ],
 )

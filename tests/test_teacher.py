@@ -87,8 +87,6 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
             # Who asked may have been killed meanwhile.
             with suppress(ConnectionError):
                 self._answer(body) if fault is None else self._fail(fault)
-            with endpoint.lock:
-                endpoint.active -= 1
 
         def _answer(self, body: Body) -> None:
             message = {"role": "assistant", "content": endpoint.answer(body)}
@@ -98,10 +96,13 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
             }
             with endpoint.lock:
                 endpoint.answered.append(body)
+                endpoint.active -= 1  # before the reply, upon which the next question comes
             self._reply(200, {}, json.dumps(reply).encode())
 
         def _fail(self, fault: Fault) -> None:
             status, headers, text = fault
+            with endpoint.lock:
+                endpoint.active -= 1
             if status < 0:
                 time.sleep(SLOW_SECONDS)
             if status <= 0:
