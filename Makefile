@@ -16,7 +16,7 @@ setup: ## Build the environments that are missing, into the user cache, and link
 	@$(PYTHON) -m temper.envs build
 	@ln -sfn $(MAIN) .venv
 
-env-%: ## Build one environment: main, train, quantize or serve
+env-%: ## Build one environment: main, train, quantize, serve or deploy
 	@$(PYTHON) -m temper.envs build $*
 	@ln -sfn $(MAIN) .venv
 
