@@ -7,7 +7,7 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loa
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize bench evaluate card
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ setup: ## Build the environments that are missing, into the user cache, and link
 	@$(PYTHON) -m temper.envs build
 	@ln -sfn $(MAIN) .venv
 
-env-%: ## Build one environment: main, train, quantize or serve
+env-%: ## Build one environment: main, train, quantize, serve or deploy
 	@$(PYTHON) -m temper.envs build $*
 	@ln -sfn $(MAIN) .venv
 
@@ -65,6 +65,9 @@ plan: env-main ## Before a run: memory, tokens, time and cost of each stage (ARG
 
 launch: env-main ## Write a job for a cluster (ARGS="slurm hardware=gpu8"; skypilot, kubernetes, torchrun)
 	@python -m commands.launch $(ARGS)
+
+deploy: env-main ## Write what serves the released model: Helm values, settings of compose and systemd (ARGS="hardware=gpu1")
+	@python -m commands.deploy $(ARGS)
 
 smoke-train: setup ## 100 steps on a tenth of the rows, with the real settings: speed, loss, memory, health
 	@python -m commands.smoke_train $(ARGS)

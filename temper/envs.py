@@ -23,7 +23,13 @@ from pathlib import Path
 UV = "uv==0.13.9"
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
 # Which locks make up each environment. The linters ride in `main` from a lock of their own: a new linter reruns no stage.
-LOCKS = {"main": ["main", "dev"], "train": ["train"], "quantize": ["quantize"], "serve": ["serve"]}
+LOCKS = {
+    "main": ["main", "dev"],
+    "train": ["train"],
+    "quantize": ["quantize"],
+    "serve": ["serve"],
+    "deploy": ["deploy"],
+}
 # Every package of a lock but torch carries its hashes. A torch version has one file per backend, each with its own hash.
 LOCAL_TORCH = re.compile(r"^torch==([\d.]+)\+\w+ \\\n(?:    --hash=\S+(?: \\)?\n)+", re.MULTILINE)
 

