@@ -3,6 +3,7 @@
 Which one is the `executor` section of params.yaml, tracked by no stage: it decides where a task runs, never what it makes.
 """
 
+import gc
 import hashlib
 import importlib
 import os
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,10 @@ class _Step:
 
 def _run(steps: list[Any], tasks: int, folder: Path, executor: Local | Ray | Slurm) -> None:
     from datatrove.executor import LocalPipelineExecutor
+    from loguru._better_exceptions import ExceptionFormatter
 
+    # Datatrove sets three loggers up for each task, and each asks anew where this Python has its libraries: 20 ms a task.
+    ExceptionFormatter._get_lib_dirs = staticmethod(cache(ExceptionFormatter._get_lib_dirs))  # type: ignore[method-assign]
     if isinstance(executor, Slurm):
         _run_on_slurm(steps, tasks, folder, executor)
     elif isinstance(executor, Ray):
@@ -132,7 +137,13 @@ def _run(steps: list[Any], tasks: int, folder: Path, executor: Local | Ray | Slu
     else:
         workers = max(1, min(executor.workers, tasks))
         # Forked, a worker starts at once; spawned, it imports Datatrove again, which takes longer than small data do.
-        LocalPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=str(folder), start_method="fork").run()
+        gc.freeze()  # what is there by now no worker has to look through, nor to copy the pages of
+        try:
+            LocalPipelineExecutor(
+                steps, tasks=tasks, workers=workers, logging_dir=str(folder), start_method="fork"
+            ).run()
+        finally:
+            gc.unfreeze()
 
 
 def _run_on_ray(steps: list[Any], tasks: int, folder: Path, executor: Ray) -> None:
