@@ -25,9 +25,9 @@ class Interval:
     high: float
 
     @property
-    def is_clear(self) -> bool:
-        """Whether it leaves out zero."""
-        return self.low > 0 or self.high < 0
+    def reversed(self) -> "Interval":
+        """Of the same difference, seen from the other side."""
+        return Interval(-self.value, -self.high, -self.low)
 
 
 def rate(scores: Scores, confidence: float) -> Interval:
@@ -45,6 +45,15 @@ def difference(scores: Scores, baseline: Scores, confidence: float) -> Interval:
     paired = scores - baseline
     value, spread = float(paired.mean()), _spread(paired, confidence)
     return Interval(value, value - spread, value + spread)
+
+
+def p_value(scores: Scores, baseline: Scores) -> float:
+    """Of a mean difference as large by chance, two-sided: Student's; where all differ by as much, the sign test over rows."""
+    paired = scores - baseline
+    value, (variance, freedom) = float(paired.mean()), _variance(paired)
+    if variance:
+        return float(2 * stats.t.sf(abs(value) / math.sqrt(variance), freedom))
+    return float(stats.binomtest(paired.shape[1], paired.shape[1]).pvalue) if value else 1.0
 
 
 def _spread(scores: Scores, confidence: float) -> float:

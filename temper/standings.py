@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from temper import crossed, figures, records
+from temper import comparisons, crossed, figures, records
+from temper.comparisons import NO_DIFFERENCE, Verdict
 from temper.crossed import Interval, Scores
 from temper.study import Comparison, Study
 
@@ -126,23 +127,39 @@ def rate(arm: Arm, confidence: float) -> Interval:
     return crossed.rate(arm.scores, confidence)
 
 
-def gap(arm: Arm, baseline: Arm, confidence: float) -> Interval:
-    """How far `arm` is above `baseline`."""
-    return crossed.difference(arm.scores, baseline.scores, confidence)
-
-
 def present(comparison: Comparison, arms: Arms) -> list[str]:
     """The arms of a comparison that have results; none without its baseline."""
     return [name for name in comparison.arms if name in arms] if comparison.baseline in arms else []
 
 
-def verdict(names: Sequence[str], arms: Arms, confidence: float) -> str:
+def judged(comparison: Comparison, arms: Arms, study: Study) -> Mapping[tuple[str, str], Verdict]:
+    """(arm, what it is compared with) → verdict: every arm against the baseline, the first against the second."""
+    names = present(comparison, arms)
+    asked = [(name, comparison.baseline) for name in names if name != comparison.baseline]
+    first, second = ranked(names, arms)
+    leaders = [(first, second)] if first != comparison.baseline else []  # else asked already, the other way round
+    family = {
+        (arm, other): comparisons.difference(arms[arm].scores, arms[other].scores, study.confidence, study.seeds[0])
+        for arm, other in dict.fromkeys([*asked, *leaders])
+    }
+    return comparisons.judged(family, study.confidence)
+
+
+def ranked(names: Sequence[str], arms: Arms) -> tuple[str, str]:
+    """The first two arms by their mean scores."""
+    first, second, *_ = sorted(names, key=lambda name: -float(arms[name].scores.mean()))
+    return first, second
+
+
+def verdict(names: Sequence[str], arms: Arms, found: Mapping[tuple[str, str], Verdict]) -> str:
     """Which arm is first, by how much over the second, and at what cost."""
-    first, second, *_ = sorted(names, key=lambda name: -rate(arms[name], confidence).value)
-    ahead = gap(arms[first], arms[second], confidence)
-    clear = "clear" if ahead.is_clear else "not clear"
+    first, second = ranked(names, arms)
+    ahead = found.get((first, second)) or found[second, first]
+    interval = ahead.difference.interval
+    over = interval if (first, second) in found else interval.reversed
+    clear = "not clear" if ahead.outcome == NO_DIFFERENCE else "clear"
     costs = " against ".join(arms[name].cost for name in (first, second))
-    return f"**{first}** is first, {points(ahead)} points over {second}: {clear} ({costs})."
+    return f"**{first}** is first, {points(over)} points over {second}: {clear} ({costs})."
 
 
 def markdown(study: Study, arms: Arms, command: str) -> str:
@@ -152,7 +169,8 @@ def markdown(study: Study, arms: Arms, command: str) -> str:
     about = (
         f"{study.measure} on {rows} test rows, {seeds} seeds of every training; {study.confidence:.0%} intervals over seeds "
         "and rows (two-way random effects, Searle, Casella and McCulloch 1992; Satterthwaite's degrees of freedom), differences "
-        "paired by seed and row, not corrected for the number of arms. Time is of all trainings of a chain, memory of the largest: "
+        "paired by seed and row (of one seed McNemar's exact test), verdicts after Holm's correction for a table's comparisons, "
+        "that of its first arm with its second among them. Time is of all trainings of a chain, memory of the largest: "
         "what tensors took of a GPU, or, without one, what the process took of the machine (RAM). "
         f"Measured on {machines(arms)}.\n"
     )
@@ -164,16 +182,17 @@ def section(title: str, study: Study, arms: Arms) -> str:
     comparison = study.comparisons[title]
     if len(names := present(comparison, arms)) < 2:
         return ""
-    baseline = arms[comparison.baseline]
-    lines = [
-        f"| {name} | {percent(rate(arms[name], study.confidence))} "
-        f"| {'' if name == comparison.baseline else points(gap(arms[name], baseline, study.confidence))} "
-        f"| {arms[name].cost} | {len(arms[name].outcomes)} |"
-        for name in names
-    ]
-    head = f"| arm | {study.measure} | points over {comparison.baseline} | training | runs |\n|---|---|---|---|---|"
-    text = verdict(names, arms, study.confidence)
+    found = judged(comparison, arms, study)
+    lines = [row(name, arms[name], found.get((name, comparison.baseline)), study.confidence) for name in names]
+    head = f"| arm | {study.measure} | points over {comparison.baseline} | verdict | training | runs |\n|---|---|---|---|---|---|"
+    text = verdict(names, arms, found)
     return "\n".join([f"## {title}\n", head, *lines, "", text, "", f"![{title}]({picture_name(title)})", ""])
+
+
+def row(name: str, arm: Arm, against: Verdict | None, confidence: float) -> str:
+    """A line of the table; without a verdict, that of the baseline."""
+    over = f"{points(against.difference.interval)} | {against.outcome}" if against else " | "
+    return f"| {name} | {percent(rate(arm, confidence))} | {over} | {arm.cost} | {len(arm.outcomes)} |"
 
 
 def picture(names: Sequence[str], study: Study, arms: Arms) -> str:
@@ -188,17 +207,19 @@ def picture_name(title: str) -> str:
 
 
 def values(study: Study, arms: Arms) -> dict[str, Any]:
-    """`<arm>_<measure>` and `<arm>_over_<baseline>` with `_low` and `_high`, cost and number of runs."""
+    """`<arm>_<measure>` and `<arm>_over_<baseline>` with `_low`, `_high`, `_p` and `_verdict`, cost and number of runs."""
     found: dict[str, Any] = {}
     for name, arm in arms.items():
         found |= spread(f"{name}_{study.measure}", rate(arm, study.confidence))
         found |= {f"{name}_runs": len(arm.outcomes), f"{name}_seconds": arm.seconds}
         found |= {f"{name}_peak_gb": arm.peak_gb, f"{name}_memory": arm.memory}
     for comparison in study.comparisons.values():
-        for name in present(comparison, arms):
-            if name != comparison.baseline:
-                key = f"{name}_over_{comparison.baseline}"
-                found |= spread(key, gap(arms[name], arms[comparison.baseline], study.confidence))
+        if len(present(comparison, arms)) > 1:
+            for (name, other), verdict in judged(comparison, arms, study).items():
+                if other == comparison.baseline:
+                    key = f"{name}_over_{other}"
+                    found |= spread(key, verdict.difference.interval)
+                    found |= {f"{key}_p": verdict.p, f"{key}_verdict": verdict.outcome}
     return found | {"rows": next(iter(arms.values())).scores.shape[1], "machine": machines(arms)}
 
 

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands import ablation
-from temper import crossed, graph, metrics, params, standings, study
+from temper import comparisons, crossed, graph, metrics, params, standings, study
 from temper.recipe import Recipe
 from temper.standings import Arm, Outcome, Record
 from temper.study import BASE, Comparison, Study
@@ -172,7 +172,8 @@ def reported(plan: Study) -> str:
 def test_the_report_says_who_wins_by_how_much_and_at_what_cost(plan: Study, reported: str) -> None:
     assert "| sft | 50.0% (" in reported
     assert re.search(
-        r"\| sft-dpo \| 70\.0% \(.*\) \| \+20\.0 \(\+\d.* to \+\d.*\) \| 2\.0 min, 8\.0 GB of RAM \| 3 \|", reported
+        r"\| sft-dpo \| 70\.0% \(.*\) \| \+20\.0 \(\+\d.* to \+\d.*\) \| better \| 2\.0 min, 8\.0 GB of RAM \| 3 \|",
+        reported,
     )
     assert re.search(
         r"\*\*orpo\*\* is first, \+0\.3 points over sft-dpo: not clear|\+0\.3 \(-.*\) points over sft-dpo: not clear",
@@ -184,6 +185,26 @@ def test_the_report_says_who_wins_by_how_much_and_at_what_cost(plan: Study, repo
     values = standings.values(plan, ARMS)
     assert values["sft-dpo_over_sft_low"] > 0.1
     assert (values["sft-dpo_seconds"], values["sft_runs"], values["rows"]) == (120.0, 3, 200)
+    assert {name: values[f"{name}_over_sft_verdict"] for name in ("base", "sft-dpo", "orpo")} == {
+        "base": "worse",
+        "sft-dpo": "better",
+        "orpo": "better",
+    }
+
+
+def test_verdicts_of_a_table_are_corrected_for_its_comparisons(plan: Study) -> None:
+    """Three arms against the baseline, and the first against the second, which one of them is not."""
+    found = standings.judged(plan.comparisons["methods"], ARMS, plan)
+    assert set(found) == {("base", "sft"), ("sft-dpo", "sft"), ("orpo", "sft"), ("orpo", "sft-dpo")}
+    alone = [one.difference.p for one in found.values()]
+    assert [one.p for one in found.values()] == comparisons.holm(alone)
+
+
+def test_a_baseline_that_is_first_is_ahead(plan: Study) -> None:
+    arms = {"sft": arm([0.70, 0.71, 0.69]), "full": arm([0.50, 0.51, 0.49])}
+    text = standings.section("LoRA or full", plan, arms)
+    assert re.search(r"\*\*sft\*\* is first, \+20\.0 \(\+1.* to \+2.*\) points over full: clear", text)
+    assert set(standings.judged(plan.comparisons["LoRA or full"], arms, plan)) == {("full", "sft")}
 
 
 def test_memory_is_of_the_gpu_where_a_training_had_one(plan: Study) -> None:

@@ -1,0 +1,136 @@
+"""Whether one model is better than another on the same items: better, worse or no difference, corrected for how often it is asked.
+
+One run of each: the exact test of McNemar (Psychometrika 12, 1947) where scores are right or wrong, its interval by Newcombe's
+method 10 (Statistics in Medicine 17, 1998); else a paired bootstrap over items (Efron and Tibshirani, An Introduction to the
+Bootstrap, 1993, chapter 16). Several seeds: every seed is scored on the same items, and the two-way random-effects model of
+temper.crossed takes the variance between seeds out of the evidence. To pool seeds by item first would take it for none: of a model
+against itself under other seeds it finds "better" and "worse" far more often than it may. A family of comparisons is corrected by
+Holm's method (Scandinavian Journal of Statistics 6, 1979).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from scipy import stats
+
+from temper import crossed, intervals
+from temper.crossed import Interval, Scores
+
+BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no difference"
+RESAMPLES = 9999
+BATCH = 200  # resamples at once: memory is this many times the items
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two models' mean scores, paired."""
+
+    interval: Interval
+    """For itself alone."""
+    items: int
+    seeds: int
+    p: float
+    """Two-sided, for itself alone."""
+    test: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    difference: Difference
+    p: float
+    """Adjusted for the family; at most 1."""
+    outcome: str
+
+
+def difference(scores: Scores, baseline: Scores, confidence: float, seed: int) -> Difference:
+    """How far `scores` are above `baseline`: seeds × items each, items in the same order; `seed` is of the resamples.
+
+    A model without a seed is one seed, and is compared with every seed of the other.
+    """
+    if scores.shape[1] != baseline.shape[1] or not scores.shape[1]:
+        raise ValueError(
+            f"{scores.shape[1]} items against {baseline.shape[1]}: the same ones are compared, one at least"
+        )
+    seeds = max(len(scores), len(baseline))
+    if seeds > 1:
+        return Difference(*_over_seeds(scores, baseline, confidence), "two-way random effects")
+    if np.isin(scores, (0, 1)).all() and np.isin(baseline, (0, 1)).all():
+        return Difference(*_binary(scores[0] > 0, baseline[0] > 0, confidence), "exact McNemar")
+    return Difference(*_resampled(scores[0] - baseline[0], confidence, seed), "paired bootstrap")
+
+
+def judged(family: Mapping[Key, Difference], confidence: float) -> dict[Key, Verdict]:
+    """Verdicts of which, where no model differs from another, one or more is wrong in 1 - `confidence` of families at most."""
+    adjusted = holm([one.p for one in family.values()])
+    return {
+        key: Verdict(one, p, _outcome(one.interval.value, p, confidence))
+        for (key, one), p in zip(family.items(), adjusted, strict=True)
+    }
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p adjusted for the whole family, in the order given."""
+    found, least = [0.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        least = max(least, min(1.0, (len(values) - rank) * values[place]))
+        found[place] = least
+    return found
+
+
+def _outcome(value: float, p: float, confidence: float) -> str:
+    if p > 1 - confidence or not value:
+        return NO_DIFFERENCE
+    return BETTER if value > 0 else WORSE
+
+
+def _over_seeds(scores: Scores, baseline: Scores, confidence: float) -> tuple[Interval, int, int, float]:
+    interval = crossed.difference(scores, baseline, confidence)
+    return interval, scores.shape[1], max(len(scores), len(baseline)), crossed.p_value(scores, baseline)
+
+
+def _binary(right: np.ndarray, before: np.ndarray, confidence: float) -> tuple[Interval, int, int, float]:
+    """From the items that one of the two alone gets right: as many on either side, but for chance, where none is better."""
+    gained, lost = int((right & ~before).sum()), int((~right & before).sum())
+    p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return newcombe(int((right & before).sum()), gained, lost, len(right), confidence), len(right), 1, float(p)
+
+
+def newcombe(both: int, gained: int, lost: int, items: int, confidence: float) -> Interval:
+    """Of the difference of paired proportions (both + gained) / items and (both + lost) / items, in [-1, 1]."""
+    first, second, neither = both + gained, both + lost, items - both - gained - lost
+    (low, high), (low_before, high_before) = (intervals.wilson(part, items, confidence) for part in (first, second))
+    now, before = first / items, second / items
+    spread = math.sqrt(first * (items - first) * second * (items - second))
+    agreement = both * neither - gained * lost
+    # Newcombe's correction for continuity where the two agree more often than by chance.
+    correlated = (max(agreement - items / 2, 0) if agreement > 0 else agreement) / spread if spread else 0.0
+    down, down_before = now - low, high_before - before
+    up, up_before = high - now, before - low_before
+    below = math.sqrt(max(0.0, down**2 - 2 * correlated * down * down_before + down_before**2))
+    above = math.sqrt(max(0.0, up**2 - 2 * correlated * up * up_before + up_before**2))
+    return Interval(now - before, now - before - below, now - before + above)
+
+
+def _resampled(gains: np.ndarray, confidence: float, seed: int) -> tuple[Interval, int, int, float]:
+    """p is how often resamples of the gains, moved to a mean of zero, are as far from it as the gains are."""
+    value = float(gains.mean())
+    if not np.ptp(gains):  # each moved by as much: a sign test is what is left
+        p = stats.binomtest(len(gains), len(gains)).pvalue if value else 1.0
+        return Interval(value, value, value), len(gains), 1, float(p)
+    generator = np.random.default_rng(seed)
+    found = stats.bootstrap(
+        (gains,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        confidence_level=confidence,
+        method="percentile",
+        rng=generator,
+    )
+    beyond = int((np.abs(found.bootstrap_distribution - value) >= abs(value)).sum())
+    low, high = map(float, found.confidence_interval)
+    return Interval(value, low, high), len(gains), 1, (beyond + 1) / (RESAMPLES + 1)
