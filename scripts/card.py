@@ -1,14 +1,15 @@
-"""Write the model card and the HTML report of the run.
+"""Write the model card, the HTML report of the run, the verdicts between its variants, and how open the release is.
 
-Reads   reports/ (metrics, curves, timing, graph.svg), data/evaluate/*.jsonl (answers, likelihoods)
-Writes  reports/model-card.md, reports/report.html
+Reads   reports/ (metrics, curves, timing, graph.svg), data/evaluate/*.jsonl (answers, likelihoods), LICENSE,
+        data/audit/train.jsonl, data/mix (licences of what is trained on)
+Writes  reports/model-card.md, reports/report.html, reports/comparisons.json, reports/mof.yml
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import pages, params, recipe, records, results, stage
+from temper import datacard, evaluation_matrix, metrics, mof, pages, params, recipe, records, results, stage
 
 
 @dataclass
@@ -26,11 +27,18 @@ class About:
 class Card:
     name: str
     base: str
+    base_licence: str
     licence: str
+    """Of the release."""
     sources: list[dict[str, Any]]
+    passages: list[dict[str, Any]]
+    """Sources of general text that is evaluated on."""
     language: list[str]
+    confidence: float
+    seed: int
     about: dict[str, About]
     """By the id of a source."""
+    openness: mof.Openness
 
 
 def main() -> None:
@@ -41,8 +49,14 @@ def main() -> None:
     likelihoods = {name: list(records.read(f"data/evaluate/{name}-likelihoods.jsonl")) for name in found.variants}
     graph = Path("reports/graph.svg").read_text(encoding="utf-8")
 
-    Path("reports/model-card.md").write_text(pages.card(found, cfg), encoding="utf-8")
-    Path("reports/report.html").write_text(pages.report(found, cfg, answers, likelihoods, graph), encoding="utf-8")
+    judged = evaluation_matrix.judged(found.recipe, answers, cfg.confidence, cfg.seed)
+    openness = mof.document(cfg, datacard.used(datacard.counted(datacard.trained()), cfg), found.recipe)
+
+    Path("reports/mof.yml").write_text(mof.text(openness), encoding="utf-8")
+    Path("reports/model-card.md").write_text(pages.card(found, cfg, judged, openness), encoding="utf-8")
+    page = pages.report(found, cfg, judged, openness, answers, likelihoods, graph)
+    Path("reports/report.html").write_text(page, encoding="utf-8")
+    metrics.write("reports/comparisons.json", evaluation_matrix.values(judged))
 
 
 if __name__ == "__main__":

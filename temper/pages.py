@@ -1,11 +1,14 @@
 """The model card and the HTML report: what they say, filled into temper/templates/."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from temper import figures, forgetting
+from temper import evaluation_matrix, figures, forgetting
+from temper.comparisons import Verdict
+from temper.evaluation_matrix import Asked, Matrix
 from temper.recipe import MODELS as METHODS
 from temper.records import Row
 from temper.results import Results
@@ -25,13 +28,19 @@ CHARTED = ("exact", "call_exact", "null_exact", "valid_json")
 SAMPLES = 20
 
 
-def card(results: Results, cfg: Any) -> str:
-    """The model card: Markdown with the front matter that the Hugging Face Hub parses."""
-    return _render("model-card.md.j2", results, cfg, trail=trail(results))
+def card(results: Results, cfg: Any, matrix: Matrix, openness: dict[str, Any]) -> str:
+    """The model card: Markdown with the front matter that the Hugging Face Hub parses; `openness` is reports/mof.yml."""
+    return _render("model-card.md.j2", results, cfg, matrix, trail=trail(results), openness=openness)
 
 
 def report(
-    results: Results, cfg: Any, answers: dict[str, list[Row]], likelihoods: dict[str, list[Row]], graph: str
+    results: Results,
+    cfg: Any,
+    matrix: Matrix,
+    openness: dict[str, Any],
+    answers: dict[str, list[Row]],
+    likelihoods: dict[str, list[Row]],
+    graph: str,
 ) -> str:
     """One self-contained HTML page; `answers` and `likelihoods` hold the rows of data/evaluate/<variant>.jsonl and
     <variant>-likelihoods.jsonl by variant, `graph` an SVG."""
@@ -48,13 +57,29 @@ def report(
     }
     shown = {"figures": charts, "graph": _inline(graph), "samples": side_by_side(answers), "trail": trail(results)}
     texts = [(label, likelihood(results, task, likelihoods)) for task, label in TEXTS]
-    return _render("report.html.j2", results, cfg, tiles=_tiles(results), texts=texts, **shown)
+    return _render(
+        "report.html.j2", results, cfg, matrix, tiles=_tiles(results), texts=texts, openness=openness, **shown
+    )
 
 
 def percent(interval: tuple[float, float, float]) -> str:
     """`31.2% (25.0–38.1)` from shares in 0..1."""
     value, low, high = (100 * part for part in interval)
     return f"{value:.1f}% ({low:.1f}–{high:.1f})"
+
+
+def verdicts(matrix: Matrix, pairs: list[tuple[str, str]]) -> list[tuple[str, list[Verdict | None]]]:
+    """(measure, its verdict for each of `pairs`, None where it has no rows), for the measures that have any."""
+    rows = [(label, [matrix.get(Asked(key, *pair)) for pair in pairs]) for key, label, _ in MEASURES]
+    return [(label, found) for label, found in rows if any(found)]
+
+
+def told(verdict: Verdict) -> str:
+    """`better: +12.3 (4.5 to 20.1), n = 167, p = 0.003`, in points; p is adjusted."""
+    interval = verdict.difference.interval
+    value, low, high = (100 * part for part in (interval.value, interval.low, interval.high))
+    p = "p < 0.001" if verdict.p < 0.001 else f"p = {verdict.p:.3f}"
+    return f"{verdict.outcome}: {value:+.1f} ({low:+.1f} to {high:+.1f}), n = {verdict.difference.items}, {p}"
 
 
 def about(cfg: Any) -> list[Any]:
@@ -149,7 +174,7 @@ def _inline(svg: str) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _render(template: str, results: Results, cfg: Any, **more: Any) -> str:
+def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: Any) -> str:
     # Only the page is HTML; a card escaped as HTML would show entities.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -157,7 +182,15 @@ def _render(template: str, results: Results, cfg: Any, **more: Any) -> str:
         trim_blocks=True,
         autoescape=template.endswith(".html.j2"),
     )
+    # JSON is YAML, whatever stands in a string.
+    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    pairs = evaluation_matrix.pairs(results.recipe)
     shared = {
+        "verdicts": verdicts(matrix, pairs),
+        "pairs": pairs,
+        "comparisons": len(matrix),
+        "told": told,
+        "confidence": f"{cfg.confidence:.0%}",
         "variants": results.variants,
         "release": results.recipe.release,
         "name_of": name_of,

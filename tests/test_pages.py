@@ -2,12 +2,16 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub import ModelCard
 
+from scripts import card as stage
 from scripts.card import About, Card
-from temper import pages
+from temper import evaluation_matrix, metrics, mof, pages, params, records
 from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
@@ -17,9 +21,14 @@ GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
     base="SmolLM2",
+    base_licence="apache-2.0",
     licence="apache-2.0",
     sources=[{"id": "bfcl-eval", "revision": "1.0", "licence": "apache-2.0"}],
+    passages=[{"id": "bfcl-eval", "licence": "apache-2.0"}],
     language=["en"],
+    confidence=0.95,
+    seed=17,
+    openness=params.load("card", Card).openness,
     about={"bfcl-eval": About("call functions", ["function-calling"], "A demonstration.", ["One call an answer."])},
 )
 
@@ -67,6 +76,32 @@ def answers() -> dict[str, list[dict[str, Any]]]:
     return {variant: [row | {"exact": variant == "dpo"}] for variant in VARIANTS}
 
 
+def matrix() -> evaluation_matrix.Matrix:
+    """Of 40 rows, 20 of a call: the base has none right, SFT 30, DPO 31."""
+    right = {"base": 0, "sft": 30, "dpo": 31}
+    rows = {
+        name: [scored(row, row < count, None if row % 2 else {"name": "f"}) for row in range(40)]
+        for name, count in right.items()
+    }
+    return evaluation_matrix.judged(RECIPE, rows, 0.95, 17)
+
+
+def scored(row: int, right: bool, gold: dict[str, str] | None) -> dict[str, Any]:
+    return {"id": str(row), "gold": gold, "exact": right, "valid_json": True, "argument_f1": 0.5 + right / 2}
+
+
+def openness(card: Card = CARD) -> dict[str, Any]:
+    return mof.document(card, {"apache-2.0": ["bfcl-eval 1.0"]}, RECIPE)
+
+
+def carded(results: Results, card: Card = CARD) -> str:
+    return pages.card(results, card, matrix(), openness(card))
+
+
+def reported(results: Results, card: Card = CARD) -> str:
+    return pages.report(results, card, matrix(), openness(card), answers(), likelihoods(), GRAPH)
+
+
 def likelihoods() -> dict[str, list[dict[str, Any]]]:
     domain = {"task": "domain", "id": "1", "bits": 8, "bytes": 16}
     return {
@@ -76,8 +111,8 @@ def likelihoods() -> dict[str, list[dict[str, Any]]]:
 
 
 def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
-    card = pages.card(results, CARD)
-    assert card.startswith("---\nlicense: apache-2.0\nbase_model: SmolLM2\n")
+    card = carded(results)
+    assert card.startswith('---\nlicense: "apache-2.0"\nbase_model: "SmolLM2"\n')
     wanted = (
         "50.0% (43.8–56.2)",
         "0.2345",
@@ -87,7 +122,7 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
         "| 8 | 48 | 31 / 41 |",
         "- 135 million parameters.\n- One call an answer.\n",
         "(SFT → DPO) to call functions.\nA demonstration.\n\nMade",
-        "tags: [function-calling, sft, dpo, gguf]\n",
+        'tags: ["function-calling", "sft", "dpo", "gguf"]\n',
     )
     for figure in wanted:
         assert figure in card, figure
@@ -95,28 +130,116 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
     assert not re.search(r"\{\{|\{%|Undefined", card)
 
 
+def test_the_hub_s_parser_takes_the_front_matter(results: Results) -> None:
+    awkward = replace(CARD, base='Smol: "LM"', licence="llama3.1", language=["no", "en"])
+    for card in (CARD, awkward):
+        data = ModelCard(carded(results, card), ignore_metadata_errors=False).data.to_dict()
+        assert (data["license"], data["base_model"], data["language"]) == (card.licence, card.base, card.language)
+        assert data["tags"] == ["function-calling", "sft", "dpo", "gguf"]
+        assert (data["pipeline_tag"], data["library_name"]) == ("text-generation", "transformers")
+
+
+def test_variants_are_compared_by_verdicts_and_not_by_bare_deltas(results: Results) -> None:
+    values = evaluation_matrix.values(matrix())
+    for text in (carded(results), reported(results)):
+        assert "sft against base" in text
+        assert "dpo against sft" in text
+        assert "Holm&#39;s" in text or "Holm's" in text
+        for pair in ("sft_over_base", "dpo_over_base", "dpo_over_sft"):
+            value, low, high = (100 * values[f"{pair}_exact{end}"] for end in ("", "_low", "_high"))
+            told = f"{values[f'{pair}_exact_verdict']}: {value:+.1f} ({low:+.1f} to {high:+.1f}), n = 40, p "
+            assert told in text, told
+    assert (values["sft_over_base_exact_verdict"], values["dpo_over_sft_exact_verdict"]) == ("better", "no difference")
+    assert values["comparisons"] == 15
+
+
+def test_variants_that_were_asked_other_rows_are_not_compared() -> None:
+    rows = [scored(row, True, None) for row in range(3)]
+    with pytest.raises(SystemExit, match=r"other rows: run `dvc repro evaluate` again$"):
+        evaluation_matrix.judged(RECIPE, {"base": rows, "sft": rows, "dpo": rows[:2]}, 0.95, 17)
+
+
+def test_a_variant_is_held_against_the_base_and_what_it_was_trained_from() -> None:
+    longer = replace(RECIPE, grpo=["dpo"], variants=["base", "sft", "dpo", "grpo"])
+    asked = [("sft", "base"), ("dpo", "base"), ("grpo", "base"), ("dpo", "sft"), ("grpo", "dpo")]
+    assert evaluation_matrix.pairs(longer) == asked
+    assert evaluation_matrix.pairs(replace(RECIPE, variants=["base", "dpo"])) == [("dpo", "base")]
+    assert evaluation_matrix.pairs(replace(RECIPE, variants=["base"])) == []
+
+
+def test_every_measure_of_the_table_is_compared() -> None:
+    assert list(evaluation_matrix.MEASURES) == MEASURES
+
+
+def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {name: replace(place, where=[f"reports/{name}"]) for name, place in CARD.openness.components.items()}
+    cfg = replace(CARD, openness=replace(CARD.openness, components=places))
+    for name in VARIANTS:
+        rows = [one | scored(row, name == "dpo", None) for row in range(9) for one in answers()[name]]
+        records.write(f"data/evaluate/{name}.jsonl", rows)
+        records.write(f"data/evaluate/{name}-likelihoods.jsonl", likelihoods()[name])
+    for file in ("data/audit/train", "data/mix/preferences", "data/mix/rl", "data/mix/train"):
+        records.write(f"{file}.jsonl", [{"id": "1", "messages": [], "source": "bfcl-eval 1.0/a", "licence": "mit"}])
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/graph.svg").write_text(GRAPH)
+    (tmp_path / "LICENSE").write_text("MIT License")
+    monkeypatch.setattr(stage.params, "load", lambda *_: cfg)
+    monkeypatch.setattr(stage.recipe, "load", lambda: RECIPE)
+    monkeypatch.setattr(stage.results, "load", lambda _: results)
+    stage.main()
+    card, report = ((tmp_path / "reports" / name).read_text() for name in ("model-card.md", "report.html"))
+    values = metrics.read("reports/comparisons.json")
+    assert values["dpo_over_base_exact_verdict"] == "better"
+    assert all("better: +100.0" in text for text in (card, report))
+    written = yaml.safe_load((tmp_path / "reports/mof.yml").read_text())
+    licences = {one["name"]: one["license"] for one in written["release"]["components"]}
+    assert (licences["Training code"], licences["Model card"]) == ("MIT", "MIT")
+    assert licences["Datasets"] == "Apache-2.0 AND MIT"  # of a row and of its source
+    assert written["assessment"]["class"] == 3  # which asks for no data
+
+
+def test_where_one_model_is_evaluated_nothing_is_compared(results: Results) -> None:
+    alone = replace(results, recipe=replace(RECIPE, variants=["base"], release="base"))
+    rows = {"base": answers()["base"]}
+    texts = [
+        pages.card(alone, CARD, {}, openness()),
+        pages.report(alone, CARD, {}, openness(), rows, likelihoods(), GRAPH),
+    ]
+    assert evaluation_matrix.judged(alone.recipe, rows, 0.95, 17) == {}
+    assert not any("Compared on the same rows" in text for text in texts)
+
+
+def test_the_card_says_how_open_the_release_is_and_what_is_missing(results: Results) -> None:
+    for text in (carded(results), reported(results)):
+        assert "Class II - Open Tooling Model of the Model Openness Framework: this class is reached once" in text
+        assert "For Class I - Open Science Model are missing: Research paper (not released)." in text
+    assert "| Model parameters (Final) | III | Apache-2.0 | models/dpo, models/gguf |" in carded(results)
+    assert "| Research paper | I | not released |  |" in carded(results)
+
+
 def test_a_model_that_was_trained_and_not_evaluated_is_named(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "trained and not evaluated" not in pages.card(results, CARD)
+    assert "trained and not evaluated" not in carded(results)
     monkeypatch.setattr(results.recipe, "variants", ["base", "dpo"])
-    for text in (pages.card(results, CARD), pages.report(results, CARD, answers(), likelihoods(), GRAPH)):
+    for text in (carded(results), reported(results)):
         assert len(re.findall(r"SFT .*models/sft.* was trained and not evaluated", text)) == 1
 
 
 def test_what_is_true_of_one_source_is_said_of_no_other(results: Results) -> None:
     results.stages["base"]["parameters"] = 8_030_261_248
     own = replace(CARD, sources=[CARD.sources[0] | {"id": "raw/*.jsonl"}], language=["de"])
-    for text in (pages.card(results, own), pages.report(results, own, answers(), likelihoods(), GRAPH)):
+    for text in (carded(results, own), reported(results, own)):
         assert "demonstration" not in text
         assert "function" not in text
         assert "One call" not in text
-    card = pages.card(results, own)
-    assert "language: [de]" in card
+    card = carded(results, own)
+    assert 'language: ["de"]' in card
     assert "- 8.0 billion parameters.\n- Its safety" in card
     assert "(SFT → DPO).\n\nMade by" in card
 
 
 def test_tables_of_the_card_are_tables(results: Results) -> None:
-    lines = pages.card(results, CARD).splitlines()
+    lines = carded(results).splitlines()
     for number, line in enumerate(lines):
         if re.fullmatch(r"\|(-+\|)+", line):
             columns = line.count("|")
@@ -130,7 +253,7 @@ def test_tables_of_the_card_are_tables(results: Results) -> None:
 
 
 def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
-    page = pages.report(results, CARD, answers(), likelihoods(), GRAPH)
+    page = reported(results)
     assert page.count("<svg") == 5
     assert "ingest</text>" in page
     assert "<?xml" not in page
@@ -140,7 +263,7 @@ def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
 
 
 def test_the_report_tells_what_was_forgotten(results: Results) -> None:
-    page = pages.report(results, CARD, answers(), likelihoods(), GRAPH)
+    page = reported(results)
     assert "<td>general text</td><td>20 (1.000)</td><td>21 (1.100, +0.100: +0.100 to +0.100)</td>" in page
     assert "<td>3.25 (0.500, +0.000: +0.000 to +0.000)</td>" in page
 
@@ -155,7 +278,5 @@ def test_samples_are_spread_over_the_test_rows() -> None:
 
 
 def test_pages_are_functions_of_the_reports(results: Results) -> None:
-    assert pages.report(results, CARD, answers(), likelihoods(), GRAPH) == pages.report(
-        results, CARD, answers(), likelihoods(), GRAPH
-    )
-    assert pages.card(results, CARD) == pages.card(results, CARD)
+    assert reported(results) == reported(results)
+    assert carded(results) == carded(results)
