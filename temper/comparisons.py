@@ -51,16 +51,17 @@ def difference(scores: Scores, baseline: Scores, confidence: float, seed: int) -
 
     A model without a seed is one seed, and is compared with every seed of the other.
     """
-    if scores.shape[1] != baseline.shape[1] or not scores.shape[1]:
-        raise ValueError(
-            f"{scores.shape[1]} items against {baseline.shape[1]}: the same ones are compared, one at least"
-        )
-    seeds = max(len(scores), len(baseline))
+    items, seeds = scores.shape[1], max(len(scores), len(baseline))
+    if items != baseline.shape[1] or not items:
+        raise ValueError(f"{items} items against {baseline.shape[1]}: the same ones are compared, one at least")
     if seeds > 1:
-        return Difference(*_over_seeds(scores, baseline, confidence), "two-way random effects")
+        interval, p = crossed.difference(scores, baseline, confidence), crossed.p_value(scores, baseline)
+        return Difference(interval, items, seeds, p, "two-way random effects")
     if np.isin(scores, (0, 1)).all() and np.isin(baseline, (0, 1)).all():
-        return Difference(*_binary(scores[0] > 0, baseline[0] > 0, confidence), "exact McNemar")
-    return Difference(*_resampled(scores[0] - baseline[0], confidence, seed), "paired bootstrap")
+        interval, p = _binary(scores[0] > 0, baseline[0] > 0, confidence)
+        return Difference(interval, items, seeds, p, "exact McNemar")
+    interval, p = _resampled(scores[0] - baseline[0], confidence, seed)
+    return Difference(interval, items, seeds, p, "paired bootstrap")
 
 
 def judged(family: Mapping[Key, Difference], confidence: float) -> dict[Key, Verdict]:
@@ -87,16 +88,11 @@ def _outcome(value: float, p: float, confidence: float) -> str:
     return BETTER if value > 0 else WORSE
 
 
-def _over_seeds(scores: Scores, baseline: Scores, confidence: float) -> tuple[Interval, int, int, float]:
-    interval = crossed.difference(scores, baseline, confidence)
-    return interval, scores.shape[1], max(len(scores), len(baseline)), crossed.p_value(scores, baseline)
-
-
-def _binary(right: np.ndarray, before: np.ndarray, confidence: float) -> tuple[Interval, int, int, float]:
+def _binary(right: np.ndarray, before: np.ndarray, confidence: float) -> tuple[Interval, float]:
     """From the items that one of the two alone gets right: as many on either side, but for chance, where none is better."""
     gained, lost = int((right & ~before).sum()), int((~right & before).sum())
     p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    return newcombe(int((right & before).sum()), gained, lost, len(right), confidence), len(right), 1, float(p)
+    return newcombe(int((right & before).sum()), gained, lost, len(right), confidence), float(p)
 
 
 def newcombe(both: int, gained: int, lost: int, items: int, confidence: float) -> Interval:
@@ -115,12 +111,12 @@ def newcombe(both: int, gained: int, lost: int, items: int, confidence: float) -
     return Interval(now - before, now - before - below, now - before + above)
 
 
-def _resampled(gains: np.ndarray, confidence: float, seed: int) -> tuple[Interval, int, int, float]:
+def _resampled(gains: np.ndarray, confidence: float, seed: int) -> tuple[Interval, float]:
     """p is how often resamples of the gains, moved to a mean of zero, are as far from it as the gains are."""
     value = float(gains.mean())
     if not np.ptp(gains):  # each moved by as much: a sign test is what is left
         p = stats.binomtest(len(gains), len(gains)).pvalue if value else 1.0
-        return Interval(value, value, value), len(gains), 1, float(p)
+        return Interval(value, value, value), float(p)
     generator = np.random.default_rng(seed)
     found = stats.bootstrap(
         (gains,),
@@ -133,4 +129,4 @@ def _resampled(gains: np.ndarray, confidence: float, seed: int) -> tuple[Interva
     )
     beyond = int((np.abs(found.bootstrap_distribution - value) >= abs(value)).sum())
     low, high = map(float, found.confidence_interval)
-    return Interval(value, low, high), len(gains), 1, (beyond + 1) / (RESAMPLES + 1)
+    return Interval(value, low, high), (beyond + 1) / (RESAMPLES + 1)
