@@ -56,7 +56,12 @@ def results_table(found: Results) -> str:
 
 
 def stage_table() -> str:
-    rows = [f"| `{stage.name}` | {stage.desc} | {stage.env} |" for stage in graph.stages()]
+    """A row a stage; the items of a matrix share one."""
+    matrices: dict[tuple[str, str, str], list[str]] = {}
+    for stage in graph.stages():
+        name, _, item = stage.name.partition("@")
+        matrices.setdefault((name, stage.desc, stage.env), []).append(f"`{name}@{item}`" if item else f"`{name}`")
+    rows = [f"| {', '.join(names)} | {desc} | {env} |" for (_, desc, env), names in matrices.items()]
     return "\n".join(["| stage | what it does | environment |", "|---|---|---|", *rows])
 
 
