@@ -56,8 +56,15 @@ def results_table(found: Results) -> str:
 
 
 def stage_table() -> str:
-    rows = [f"| `{stage.name}` | {stage.desc} | {stage.env} |" for stage in graph.stages()]
+    found = {stage.script: stage for stage in graph.stages()}
+    rows = [f"| `{named(script)}` | {stage.desc} | {stage.env} |" for script, stage in found.items()]
     return "\n".join(["| stage | what it does | environment |", "|---|---|---|", *rows])
+
+
+def named(script: str) -> str:
+    """`base`, `sft@base`, or `evaluate@{base,sft}` where a matrix has several items."""
+    items = [stage.name.partition("@")[2] for stage in graph.stages() if stage.script == script]
+    return f"{script}@{{{','.join(items)}}}" if len(items) > 1 else "@".join([script, *filter(None, items)])
 
 
 def commit() -> str:
