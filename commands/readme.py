@@ -56,15 +56,13 @@ def results_table(found: Results) -> str:
 
 
 def stage_table() -> str:
-    found = {stage.script: stage for stage in graph.stages()}
-    rows = [f"| `{named(script)}` | {stage.desc} | {stage.env} |" for script, stage in found.items()]
+    """A row a stage; the items of a matrix share one."""
+    matrices: dict[tuple[str, str, str], list[str]] = {}
+    for stage in graph.stages():
+        name, _, item = stage.name.partition("@")
+        matrices.setdefault((name, stage.desc, stage.env), []).append(f"`{name}@{item}`" if item else f"`{name}`")
+    rows = [f"| {', '.join(names)} | {desc} | {env} |" for (_, desc, env), names in matrices.items()]
     return "\n".join(["| stage | what it does | environment |", "|---|---|---|", *rows])
-
-
-def named(script: str) -> str:
-    """`base`, `sft@base`, or `evaluate@{base,sft}` where a matrix has several items."""
-    items = [stage.name.partition("@")[2] for stage in graph.stages() if stage.script == script]
-    return f"{script}@{{{','.join(items)}}}" if len(items) > 1 else "@".join([script, *filter(None, items)])
 
 
 def commit() -> str:

@@ -24,7 +24,7 @@ def sampled(model: Path, rows: list[Row], sampling: Sampling, dtype: str, base: 
                     f"{model}: vLLM was killed while it sampled, mostly for want of memory: "
                     "lower hardware.runtime.serve_memory_gb in conf/hardware"
                 ) from None
-        records.write(file, ({"answers": answers} for answers in found))
+        records.write(file, ({"answers": [*map(list, answers)]} for answers in found))
     return [[Answer(*answer) for answer in row["answers"]] for row in records.read(file)]
 
 
