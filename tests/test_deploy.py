@@ -187,6 +187,16 @@ def test_the_release_is_the_commit_and_what_its_lock_has(checkout: Path) -> None
     assert quantized["folder"] != model["folder"], "two releases on one volume would overwrite each other"
 
 
+def test_a_remote_as_dvc_writes_it_is_found(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written()
+    assert ".dvc/config names no remote" in capsys.readouterr().out
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    remote = store\n['remote \"store\"']\n    url = s3://bucket\n")
+    commit()
+    written()
+    assert "names no remote" not in capsys.readouterr().out
+
+
 def test_what_did_not_pass_the_gate_is_not_deployed(checkout: Path) -> None:
     before = passed()
     Path("dvc.lock").write_text(Path("dvc.lock").read_text().replace(before, passed(failed=1)))
