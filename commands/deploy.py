@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from configparser import ConfigParser
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,13 @@ def repository(cfg: Deploy) -> str:
     )
 
 
+def remote() -> str:
+    """DVC's default remote, as the commit has it; empty where it has none. Git's own reader takes no `['remote "name"']`."""
+    config = ConfigParser(interpolation=None)
+    config.read(".dvc/config", encoding="utf-8")
+    return config.get("core", "remote", fallback="")
+
+
 def git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -257,7 +265,7 @@ def say(written: dict[str, Any]) -> None:
     model, held = written["model"], written["resources"]
     what = f"{model['path']} ({model['quant']}, {model['md5'][:12]}) of {model['revision'][:12]}"
     print(f"{TARGET}: {what}; a replica takes {held['memory']} and {held['gpus'] or 'no'} GPU")
-    if not git("config", "--file", ".dvc/config", "--default", "", "core.remote").strip():
+    if not remote():
         print("  .dvc/config names no remote to fetch from: `dvc remote add --default`, commit it, `dvc push`")
     files = ["compose.yaml", *(["compose.gpu.yaml"] if held["gpus"] else [])]
     chosen = " ".join(f"--file deploy/{name}" for name in files)

@@ -174,6 +174,16 @@ def test_the_release_is_the_commit_and_what_its_lock_has(checkout: Path) -> None
     assert quantized["folder"] != model["folder"], "two releases on one volume would overwrite each other"
 
 
+def test_a_remote_as_dvc_writes_it_is_found(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written()
+    assert ".dvc/config names no remote" in capsys.readouterr().out
+    Path(".dvc").mkdir(exist_ok=True)
+    Path(".dvc/config").write_text("[core]\n    remote = store\n['remote \"store\"']\n    url = s3://bucket\n")
+    commit()
+    written()
+    assert "names no remote" not in capsys.readouterr().out
+
+
 def test_a_draft_is_fetched_and_speculated_with(checkout: Path) -> None:
     values = written("deploy.draft=draft", "deploy.draft_tokens=4")
     assert (values["draft"]["path"], values["draft"]["md5"]) == ("models/draft", MD5["draft"])
