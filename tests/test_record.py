@@ -1,10 +1,12 @@
 """A bad row is refused with a reason for the metrics and a sentence for its author."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from temper import calls, record
+from temper import calls, record, records
 from temper.record import BadRow
 
 USER = {"role": "user", "content": "How large is a triangle of base 5?"}
@@ -32,6 +34,29 @@ def test_a_system_turn_a_gold_call_and_a_category_of_its_own_stay() -> None:
     assert row["messages"][0] == system
     assert row["gold"] == gold
     assert row["category"] == "geometry"
+
+
+def about(number: float) -> dict[str, Any]:
+    """Tools and turns whose call has `number` for its argument."""
+    tool = {"name": "area", "parameters": {"properties": {"base": {"type": "number"}}, "required": ["base"]}}
+    answer = {"role": "assistant", "content": json.dumps({"name": "area", "arguments": {"base": number}})}
+    return {"messages": [USER, answer], "tools": [tool]}
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**30])
+def test_an_integer_that_would_come_back_as_another_number_is_refused(number: int) -> None:
+    with pytest.raises(BadRow, match="64-bit") as refusal:
+        make(**about(number))
+    assert refusal.value.reason == "type"
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, -(2**63), 0.1, 1e300, -0.0])
+def test_a_number_that_is_kept_comes_back_as_it_was(tmp_path: Path, number: float) -> None:
+    row = make(**about(number))
+    records.write(tmp_path / "rows.jsonl", [row])
+    (read,) = records.read(tmp_path / "rows.jsonl")
+    assert read == row
+    assert repr(read["gold"]["arguments"]["base"][0]) == repr(number)
 
 
 def test_nested_values_are_their_own_gold() -> None:

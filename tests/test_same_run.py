@@ -68,6 +68,10 @@ def test_bf16_on_a_cpu_is_float32_but_for_its_rounding(runs: Path) -> None:
     assert dtypes(runs / "bf16/models/sft-adapter") == {"F32"}
     assert losses != exact
     assert losses == pytest.approx(exact, rel=0.01)
+    first, first_exact = (
+        metrics.read(runs / case / "reports/training/sft.json")["first_loss"] for case in ("bf16", "packed")
+    )
+    assert first == pytest.approx(first_exact, rel=0.01)
 
 
 EPOCHS = """
