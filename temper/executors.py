@@ -125,25 +125,33 @@ class _Step:
 
 
 def _run(steps: list[Any], tasks: int, folder: Path, executor: Local | Ray | Slurm) -> None:
-    from datatrove.executor import LocalPipelineExecutor
-    from loguru._better_exceptions import ExceptionFormatter
-
-    # Datatrove sets three loggers up for each task, and each asks anew where this Python has its libraries: 20 ms a task.
-    ExceptionFormatter._get_lib_dirs = staticmethod(cache(ExceptionFormatter._get_lib_dirs))  # type: ignore[method-assign]
     if isinstance(executor, Slurm):
         _run_on_slurm(steps, tasks, folder, executor)
     elif isinstance(executor, Ray):
         _run_on_ray(steps, tasks, folder, executor)
     else:
-        workers = max(1, min(executor.workers, tasks))
+        _run_here(steps, tasks, folder, max(1, min(executor.workers, tasks)))
+
+
+def _run_here(steps: list[Any], tasks: int, folder: Path, workers: int) -> None:
+    from datatrove.executor import LocalPipelineExecutor
+
+    _find_libraries_once()
+    gc.freeze()  # what is there by now no worker has to look through, nor to copy the pages of
+    try:
         # Forked, a worker starts at once; spawned, it imports Datatrove again, which takes longer than small data do.
-        gc.freeze()  # what is there by now no worker has to look through, nor to copy the pages of
-        try:
-            LocalPipelineExecutor(
-                steps, tasks=tasks, workers=workers, logging_dir=str(folder), start_method="fork"
-            ).run()
-        finally:
-            gc.unfreeze()
+        LocalPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=str(folder), start_method="fork").run()
+    finally:
+        gc.unfreeze()
+
+
+@cache
+def _find_libraries_once() -> None:
+    """Datatrove sets three loggers up for each task, and each asks anew where this Python has its libraries: 20 ms a task."""
+    from loguru._better_exceptions import ExceptionFormatter
+
+    found = ExceptionFormatter._get_lib_dirs()
+    ExceptionFormatter._get_lib_dirs = staticmethod(lambda: found)  # type: ignore[method-assign]
 
 
 def _run_on_ray(steps: list[Any], tasks: int, folder: Path, executor: Ray) -> None:

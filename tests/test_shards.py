@@ -1,5 +1,6 @@
 """Passes over shards: counted, resumed after a kill, the same on every executor, errors in one line."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru._better_exceptions import ExceptionFormatter
 from omegaconf import OmegaConf
 
 from temper import executors, records, shards
@@ -240,6 +242,24 @@ def test_a_step_of_one_task_gets_the_memory_to_join_what_others_found(
 
 def nothing(rank: int, world_size: int) -> None:
     pass
+
+
+def test_tasks_ask_for_the_libraries_of_this_python_once_and_leave_nothing_frozen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def found() -> list[str]:
+        asked.append(1)
+        return ["here"]
+
+    monkeypatch.setattr(ExceptionFormatter, "_get_lib_dirs", staticmethod(found))
+    executors._find_libraries_once.cache_clear()
+    for name in ("first", "second"):
+        executors.run(nothing, 3, folder / name, executors.Local("local", 1))
+    assert asked == [1]
+    assert gc.get_freeze_count() == 0
+    executors._find_libraries_once.cache_clear()
 
 
 @pytest.mark.slow
