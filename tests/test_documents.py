@@ -61,8 +61,8 @@ for name, (kind, config) in kinds.items():
         "right": difference(gradients(model, input_ids=longer, labels=marks, attention_mask=mask), right),
         "left": difference(gradients(model, input_ids=longer.flip(1), labels=marks.flip(1), attention_mask=mask.flip(1)), left),
     }
-lengths = [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 1, 2], [5, 6, 0, 1], [0], [0, 1, 2], [0, 0, 1, 0, 0, 0, 1]]
-found["lengths"] = [documents.lengths(torch.tensor(row)) for row in lengths]
+rows = [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 1, 2], [5, 6, 0, 1], [0], [0, 1, 2], [0, 0, 1, 0, 0, 0, 1], [0, 1, 2, 3, 2, 3]]
+found["spans"] = [documents.spans(torch.tensor(row)) for row in rows]
 print(json.dumps(found))
 """
 
@@ -82,4 +82,6 @@ def test_packed_documents_give_what_each_gives_by_itself() -> None:
         )
     # Windows of its own: left to transformers.
     assert found["gemma3"]["attention"] == ["sdpa", "sdpa"]
-    assert found["lengths"] == [[3, 2], [2, 3], [2, 3], [2, 2], [1], [3], [1, 2, 2, 2]]
+    sizes = [[size for size, _ in spans] for spans in found["spans"]]
+    assert sizes == [[3, 2], [2, 3], [2, 3], [2, 2], [1], [3], [1, 2, 2, 2], [4, 2]]
+    assert [begin for *_, (_, begin) in found["spans"]] == [0, 0, 0, 0, 0, 0, 0, 2]

@@ -227,7 +227,7 @@ def run(name, stage, trainer, settings, policy=None, resume=None, thresholds={},
     shutil.rmtree("reports", ignore_errors=True)
     said = None
     try:
-        made.train(resume_from_checkpoint=resume)
+        made.train(**{"resume_from_checkpoint": resume} if resume else {})
     except SystemExit as error:
         said = str(error)
     curve = Path(f"reports/plots/{stage}.csv")
@@ -341,7 +341,8 @@ def test_a_real_run_made_to_fail_is_stopped(runs: dict[str, dict[str, Any]], nam
     # What was seen up to there is left for whoever looks.
     rows = list(csv.DictReader(curve.splitlines()))
     assert [int(row["step"]) for row in rows if row["loss"]] == list(range(1, steps + 1))
-    assert {"loss", "grad_norm", "learning_rate"} <= rows[0].keys()
+    # TRL's PPO trainer logs no gradient norm.
+    assert {"loss", "learning_rate", *([] if name == "kl of ppo" else ["grad_norm"])} <= rows[0].keys()
 
 
 @pytest.mark.engine
