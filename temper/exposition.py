@@ -1,0 +1,78 @@
+"""What the gateway counts, as Prometheus series beside the engine's own.
+
+Plain numbers of the server's process, read when /metrics is asked for: a request costs no lock.
+"""
+
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Any
+
+BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds that the guard took of a request
+SCORES = 256  # of the judge, over which the mean is taken
+
+
+class Series:
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        """By status."""
+        self.verdicts: Counter[tuple[str, str]] = Counter()
+        """Requests that the guard saw, by verdict and status."""
+        self.bytes: Counter[str] = Counter()
+        """`in` of requests, `out` of answers."""
+        self.guard_seconds = 0.0
+        self.guard_buckets = [0] * (len(BOUNDS) + 1)
+        self.active = 0
+        self.logged = 0
+        self.dropped = 0
+        self.thumbs: Counter[str] = Counter()
+        self.scores: deque[float] = deque(maxlen=SCORES)
+
+    def guarded(self, verdict: str, status: str, seconds: float) -> None:
+        self.verdicts[verdict, status] += 1
+        self.guard_seconds += seconds
+        self.guard_buckets[bisect_left(BOUNDS, seconds)] += 1
+
+    def collect(self) -> Iterator[Any]:
+        """Prometheus' families of metrics."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        labelled: dict[tuple[str, str, tuple[str, ...]], dict[tuple[str, ...], int]] = {
+            ("temper_requests", "Requests by status.", ("status",)): {(s,): n for s, n in self.requests.items()},
+            (
+                "temper_guard_requests",
+                "Requests that the guard saw, by its verdict and their status.",
+                ("verdict", "status"),
+            ): dict(self.verdicts),
+            ("temper_bytes", "Bytes of requests and of answers.", ("direction",)): {
+                (d,): n for d, n in self.bytes.items()
+            },
+            ("temper_feedback", "Feedback by its thumb.", ("thumb",)): {(t,): n for t, n in self.thumbs.items()},
+        }
+        for (name, text, labels), values in labelled.items():
+            family = CounterMetricFamily(name, text, labels=labels)
+            for values_of, number in values.items():
+                family.add_metric(values_of, number)
+            yield family
+        yield CounterMetricFamily("temper_log_records", "Records handed to the log.", self.logged)
+        yield CounterMetricFamily("temper_log_dropped", "Records dropped because the log was behind.", self.dropped)
+        yield GaugeMetricFamily("temper_requests_active", "Requests under way.", self.active)
+        if self.scores:
+            mean = sum(self.scores) / len(self.scores)
+            yield GaugeMetricFamily("temper_judge_score", f"Mean of the last {SCORES} scores of answers.", mean)
+        yield HistogramMetricFamily(
+            "temper_guard_seconds", "Seconds that the guard took of a request.", self._buckets(), self.guard_seconds
+        )
+
+    def register(self) -> None:
+        """Show the series where the engine's are shown."""
+        from prometheus_client import REGISTRY
+
+        REGISTRY.register(self)
+
+    def _buckets(self) -> list[tuple[str, float]]:
+        below, found = 0, []
+        for bound, count in zip([*map(str, BOUNDS), "+Inf"], self.guard_buckets, strict=True):
+            below += count
+            found.append((bound, float(below)))
+        return found
