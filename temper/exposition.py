@@ -8,7 +8,19 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
-BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # seconds that the guard took of a request
+BOUNDS = (
+    0.0001,
+    0.0003,
+    0.001,
+    0.003,
+    0.01,
+    0.03,
+    0.1,
+    0.3,
+    1.0,
+    3.0,
+    10.0,
+)  # seconds that the guard took of a request
 SCORES = 256  # of the judge, over which the mean is taken
 
 

@@ -74,12 +74,14 @@ class Lexical:
         try:
             self.patterns = [regex.compile(pattern, regex.IGNORECASE) for pattern in guard.patterns]
         except regex.error as error:
-            raise SystemExit(f"serve.guard.patterns: '{error.pattern}': {error}: correct it in conf/serve/guard") from None
+            raise SystemExit(
+                f"serve.guard.patterns: '{error.pattern}': {error}: correct it in conf/serve/guard"
+            ) from None
 
     def find(self, text: str) -> Finding | None:
         """What is blocked in a whole text."""
-        scan = Scan(self)
-        return scan.feed(text) or scan.end()
+        found = self.phrases.find(text) or next((one.pattern for one in self.patterns if one.search(text)), None)
+        return Finding(BLOCKED, found) if found else None
 
 
 class Scan:

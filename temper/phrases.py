@@ -4,14 +4,23 @@ A character costs one look-up however many phrases there are. At any time it is 
 beginning of a phrase, so that only that much has to wait for what follows.
 """
 
+import re
 import unicodedata
 from collections import deque
 from collections.abc import Iterable
 from functools import lru_cache
 
 GAP = " "  # any run of what is neither letter nor digit, and both ends of a text
+NO_WORD = re.compile(r"[^a-z0-9]+")
 # Scripts without spaces between words: each character is a word.
-UNSPACED = ((0x0E00, 0x0EFF), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
+UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
 
 
 @lru_cache(maxsize=4096)
@@ -27,6 +36,13 @@ def folded(character: str) -> str:
     return "".join(one if one.isalnum() else GAP for one in letters)
 
 
+def flat(text: str) -> str:
+    """A whole text folded, with one GAP between two words and at both ends."""
+    if text.isascii():
+        return f"{GAP}{NO_WORD.sub(GAP, text.lower()).strip(GAP)}{GAP}"
+    return f"{GAP}{GAP.join(''.join(map(folded, text)).split())}{GAP}"
+
+
 class Phrases:
     """An automaton; a phrase without a letter or digit is refused with ValueError."""
 
@@ -35,10 +51,16 @@ class Phrases:
         self.fail = [0]
         self.depth = [0]
         self.found: list[str | None] = [None]
+        self._flat: dict[str, str] = {}
         for phrase in phrases:
             self._add(phrase)
         self._link()
         self.longest = max(self.depth)
+
+    def find(self, text: str) -> str | None:
+        """The first listed phrase of a whole text, faster than letter by letter."""
+        whole = flat(text)
+        return next((phrase for words, phrase in self._flat.items() if words in whole), None)
 
     def step(self, state: int, character: str) -> int:
         while state and character not in self.next[state]:
@@ -46,11 +68,12 @@ class Phrases:
         return self.next[state].get(character, 0)
 
     def _add(self, phrase: str) -> None:
-        words = "".join(map(folded, phrase)).split()
-        if not words:
+        words = flat(phrase)
+        if not words.strip(GAP):
             raise ValueError(f"'{phrase}' has no letter or digit")
+        self._flat[words] = phrase
         state = 0
-        for character in f"{GAP}{GAP.join(words)}{GAP}":
+        for character in words:
             if character not in self.next[state]:
                 self.next[state][character] = len(self.next)
                 self.next.append({})

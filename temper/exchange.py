@@ -1,0 +1,451 @@
+"""One request for an answer: read, checked, handed to the engine, its reply checked and passed on, and all of it recorded."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import orjson
+
+from temper import structured
+from temper.exposition import Series
+from temper.guard import ALLOWED, FAILED, Asked, Finding, Lexical
+from temper.log_pipe import LogPipe
+from temper.replies import DATA, DONE, END, Streamed, Whole
+from temper.serving import Limits, Serve
+
+Message = dict[str, Any]
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+GONE = 499  # nginx's status of a caller who left
+# What the log keeps of a request. The rest may name a person (user, metadata) or changes no answer.
+KEPT = frozenset(
+    [
+        "messages",
+        "prompt",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "n",
+        "seed",
+        "stop",
+        "stream",
+        "presence_penalty",
+        "frequency_penalty",
+    ]
+)
+UNREADABLE = ("prompt_embeds", "prompt_token_ids")
+
+
+class Refused(Exception):
+    """An answer that is an error, in OpenAI's form."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
+        self.error = {"message": message, "type": kind, "param": None, "code": code}
+
+
+class Shared:
+    """What all requests share."""
+
+    def __init__(self, cfg: Serve, model: str, revision: str, log: LogPipe | None, series: Series) -> None:
+        self.cfg = cfg
+        self.model = model
+        self.revision = revision
+        self.log = log
+        self.series = series
+        self.lexical = Lexical(cfg.guard)
+        self.asked = Asked(cfg.guard.endpoint) if cfg.guard.endpoint else None
+
+
+class Exchange:
+    def __init__(self, shared: Shared, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        self._shared, self._app, self._scope = shared, app, scope
+        self._receive, self._raw_send = receive, send
+        self._begun = time.perf_counter()
+        self._first: float | None = None
+        self._status = 500
+        self._request: dict[str, Any] = {}
+        self._reply: Whole | Streamed | None = None
+        self._start: Message = {}
+        self._sent_start = self._finished = False
+        self._over = asyncio.Event()
+        """Set when the engine need not go on; `_cause` says why."""
+        self._cause = ""
+        self._verdict = ""
+        self._rule = ""
+        self._guard_seconds = 0.0
+
+    async def run(self) -> None:
+        series, limits = self._shared.series, self._shared.cfg.limits
+        if series.active >= limits.concurrent + limits.queued:
+            await self._refuse(
+                Refused(429, "too_many_requests", f"{series.active} requests are under way: try again", self._later())
+            )
+            self._account()
+            return
+        series.active += 1
+        try:
+            await self._answer(limits)
+        except Refused as refused:
+            await self._refuse(refused)
+        finally:
+            series.active -= 1
+            self._account()
+
+    async def _answer(self, limits: Limits) -> None:
+        body = await body_of(self._scope, self._receive, limits)
+        self._shared.series.bytes["in"] += len(body)
+        self._request = parsed(body)
+        shows_usage = bool((self._request.get("stream_options") or {}).get("include_usage"))
+        request = self._fitted(limits)
+        await self._check_request(request)
+        is_vetted = self._shared.asked is not None and self._shared.cfg.guard.output
+        lexical = self._shared.lexical if self._shared.cfg.guard.output else None
+        self._reply = Streamed(lexical, shows_usage, is_vetted) if request.get("stream") else Whole(lexical)
+        await self._forward(orjson.dumps(request), limits)
+
+    def _fitted(self, limits: Limits) -> dict[str, Any]:
+        """The request as the engine gets it; refused when it asks for too much."""
+        try:
+            request = dict(self._request)
+            for name, most in {"n": limits.choices, "best_of": limits.choices}.items():
+                at_most(request, name, most)
+            asked = [name for name in ("max_tokens", "max_completion_tokens") if request.get(name) is not None]
+            for name in asked:
+                at_most(request, name, limits.max_tokens)
+            if not asked:
+                request["max_tokens"] = limits.max_tokens
+            if request.get("stream"):
+                request["stream_options"] = (request.get("stream_options") or {}) | {"include_usage": True}
+            if self._shared.cfg.structured and "messages" in request:
+                request = structured.applied(request, self._shared.cfg.structured)
+        except ValueError as error:
+            raise Refused(400, "invalid_value", str(error)) from None
+        return request
+
+    async def _check_request(self, request: dict[str, Any]) -> None:
+        guard = self._shared.cfg.guard
+        if not guard.input:
+            return
+        if any(request.get(name) is not None for name in UNREADABLE) or any_number(request.get("prompt")):
+            raise Refused(400, "invalid_value", "the guard reads text: send no token ids and no embeddings")
+        started = time.perf_counter()
+        found = next((one for text in strings(self._request) if (one := self._shared.lexical.find(text))), None)
+        if found is None and self._shared.asked:
+            found = await self._shared.asked.find(conversation(request))
+        self._guard_seconds += time.perf_counter() - started
+        if self._objects(found):
+            raise Refused(400, "content_filter", "the request was blocked by the guard")
+
+    def _objects(self, found: Finding | None) -> bool:
+        """Whether the guard's finding ends the exchange."""
+        self._verdict = self._verdict or ALLOWED
+        if found is None:
+            return False
+        endpoint = self._shared.cfg.guard.endpoint
+        self._rule = found.rule
+        self._verdict = found.verdict
+        if found.verdict == FAILED and endpoint and endpoint.on_failure == "allow":
+            return False
+        if found.verdict == FAILED:
+            raise Refused(503, "guard_unavailable", found.rule, self._later())
+        return True
+
+    async def _forward(self, body: bytes, limits: Limits) -> None:
+        loop = asyncio.get_running_loop()
+        watcher = loop.create_task(self._watch())
+        timers = [loop.call_later(limits.total_seconds, self._stop, "late")]
+        if isinstance(self._reply, Streamed):
+            timers.append(loop.call_later(limits.first_token_seconds, self._unless_begun))
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> Message:
+            for message in messages:
+                return message
+            await self._over.wait()
+            return {"type": "http.disconnect"}
+
+        try:
+            await self._app(resized(self._scope, len(body)), receive, self._send)
+        finally:
+            watcher.cancel()
+            for timer in timers:
+                timer.cancel()
+        if self._cause and not self._finished:
+            await self._cut()
+
+    async def _watch(self) -> None:
+        """Notice that the caller left."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._stop("gone")
+
+    def _unless_begun(self) -> None:
+        if self._first is None:
+            self._stop("late")
+
+    def _stop(self, cause: str) -> None:
+        self._cause = self._cause or cause
+        self._over.set()
+
+    async def _send(self, message: Message) -> None:
+        """What the engine sends: passed on as the guard allows, nothing after an end that was put to it."""
+        if self._finished or self._over.is_set():
+            return
+        if message["type"] == "http.response.start":
+            self._start = message
+            self._status = message["status"]
+            if self._status >= 400 and isinstance(self._reply, Streamed):
+                self._reply = Whole(None)
+            elif isinstance(self._reply, Streamed):
+                await self._begin()
+        elif isinstance(self._reply, Streamed):
+            await self._stream(self._reply, message)
+        elif isinstance(self._reply, Whole):
+            await self._whole(self._reply, message)
+
+    async def _stream(self, reply: Streamed, message: Message) -> None:
+        body, more = message.get("body", b""), message.get("more_body", False)
+        started = time.perf_counter()
+        found = reply.take(body) or (None if more else reply.end())
+        if reply.said and self._first is None:
+            self._first = started
+        asked = self._shared.asked
+        if asked and found is None and reply.unvetted() >= (self._window() if more and not reply.reasons else 1):
+            found = await asked.find([*conversation(self._request), answered(reply.texts())])
+            reply.vet()
+        self._guard_seconds += time.perf_counter() - started
+        try:
+            is_blocked = self._objects(found) if self._shared.cfg.guard.output else False
+        except Refused as refused:
+            await self._write(event({"error": refused.error}) + DONE + END, more=False)
+            self._stop("guard")
+            return
+        if is_blocked:
+            await self._write(reply.without_rest(), more=False)
+            self._stop("blocked")
+        elif (sent := reply.released()) or not more:
+            await self._write(sent, more)
+
+    async def _whole(self, reply: Whole, message: Message) -> None:
+        reply.take(message.get("body", b""))
+        if message.get("more_body"):
+            return
+        started = time.perf_counter()
+        body, found = reply.body, None
+        if self._status < 400:
+            found = reply.end()
+            if found is None and self._shared.asked and self._shared.cfg.guard.output and reply.texts():
+                found = await self._shared.asked.find([*conversation(self._request), answered(reply.texts())])
+            self._guard_seconds += time.perf_counter() - started
+        try:
+            if self._shared.cfg.guard.output and self._status < 400 and self._objects(found):
+                body = reply.without_text()
+        except Refused as refused:
+            await self._refuse(refused)
+            return
+        headers = [pair for pair in self._start["headers"] if pair[0].lower() != b"content-length"]
+        self._start = self._start | {"headers": [*headers, (b"content-length", str(len(body)).encode())]}
+        await self._begin()
+        await self._write(body, more=False)
+
+    async def _begin(self) -> None:
+        self._sent_start = True
+        await self._put(self._start)
+
+    async def _write(self, body: bytes, more: bool) -> None:
+        self._shared.series.bytes["out"] += len(body)
+        self._finished = not more
+        await self._put({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _put(self, message: Message) -> None:
+        """Send, for as long as the caller reads."""
+        try:
+            async with asyncio.timeout(self._shared.cfg.limits.write_seconds):
+                await self._raw_send(message)
+        except TimeoutError:
+            self._finished = True
+            self._stop("slow")
+        except OSError:
+            self._stop("gone")
+
+    async def _cut(self) -> None:
+        """End a reply that the engine did not."""
+        self._status = {"gone": GONE, "slow": GONE}.get(self._cause, 504)
+        if self._cause != "late":
+            return
+        refused = Refused(504, "timeout", "the answer took longer than the server's limit", self._later())
+        if not self._sent_start:
+            await self._refuse(refused)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self._write(event({"error": refused.error}) + DONE + END, more=False)
+
+    async def _refuse(self, refused: Refused) -> None:
+        self._status, self._finished = refused.status, True
+        self._shared.series.bytes["out"] += await respond(
+            self._raw_send, refused.status, {"error": refused.error}, refused.headers
+        )
+
+    def _later(self) -> dict[str, str]:
+        return {"retry-after": str(self._shared.cfg.limits.retry_after)}
+
+    def _window(self) -> int:
+        endpoint = self._shared.cfg.guard.endpoint
+        return endpoint.window if endpoint else 0
+
+    def _account(self) -> None:
+        series, status = self._shared.series, self._status
+        if self._cause in ("gone", "slow") and status < 400:
+            status = self._status = GONE
+        series.requests[str(status)] += 1
+        if self._verdict:
+            series.guarded(self._verdict, str(status), self._guard_seconds)
+        if self._shared.log and self._request:
+            self._shared.log.put(self._record())
+
+    def _record(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        reply = self._reply
+        return {
+            "kind": "request",
+            "id": (reply.id if reply else "") or f"temper-{uuid.uuid4().hex}",
+            "time": time.time(),
+            "model": self._shared.model,
+            "revision": self._shared.revision,
+            "path": self._scope["path"],
+            "request": {key: value for key, value in self._request.items() if key in KEPT},
+            "response": {"choices": reply.choices() if reply else [], "ended": self._cause},
+            "status": self._status,
+            "usage": reply.usage if reply else None,
+            "latency": {
+                "total": now - self._begun,
+                "first_token": None if self._first is None else self._first - self._begun,
+                "guard": self._guard_seconds,
+            },
+            "guard": {"verdict": self._verdict or None, "rule": self._rule if self._verdict != ALLOWED else ""},
+        }
+
+
+async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
+    """The whole body; refused when it is larger than allowed or does not arrive in time."""
+    too_large = Refused(413, "body_too_large", f"the body is larger than {limits.body_bytes} bytes", CLOSE)
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if length.isdigit() and int(length) > limits.body_bytes:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(GONE, "gone", "the caller left")
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limits.body_bytes:
+                    raise too_large
+                if not message.get("more_body"):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise Refused(408, "body_timeout", f"the body took longer than {limits.body_seconds:g} s", CLOSE) from None
+
+
+CLOSE = {"connection": "close"}
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """A body as an object with the shapes that are relied on here; the engine checks the rest."""
+    try:
+        request = orjson.loads(body)
+    except ValueError as error:
+        raise Refused(400, "invalid_json", f"the body is not JSON: {error}") from None
+    if not isinstance(request, dict):
+        raise Refused(400, "invalid_json", "the body is no JSON object")
+    messages = request.get("messages", [])
+    if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+        raise Refused(400, "invalid_value", "messages: expected a list of objects")
+    if not isinstance(request.get("stream_options") or {}, dict):
+        raise Refused(400, "invalid_value", "stream_options: expected an object")
+    if not isinstance(request.get("stream") or False, bool):
+        raise Refused(400, "invalid_value", "stream: expected true or false")
+    return request
+
+
+def at_most(request: dict[str, Any], name: str, most: int) -> None:
+    value = request.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value > most):
+        raise ValueError(f"{name}: expected a number of at most {most}")
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a request, keys too: whatever reaches the model is among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner)
+
+
+def any_number(prompt: Any) -> bool:
+    """Whether a prompt is token ids."""
+    if isinstance(prompt, list):
+        return any(any_number(one) for one in prompt)
+    return isinstance(prompt, int)
+
+
+def conversation(request: dict[str, Any]) -> list[dict[str, str]]:
+    """The turns of the caller and the model, as a guard model reads them."""
+    if "messages" not in request:
+        return [{"role": "user", "content": "\n".join(strings(request.get("prompt") or ""))}]
+    turns = []
+    for message in request["messages"]:
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        text = "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+        if message.get("role") in ("user", "assistant") and text:
+            turns.append({"role": str(message["role"]), "content": text})
+    return turns or [{"role": "user", "content": ""}]
+
+
+def answered(texts: list[str]) -> dict[str, str]:
+    return {"role": "assistant", "content": "\n".join(texts)}
+
+
+def resized(scope: Scope, length: int) -> Scope:
+    """The scope of a request whose body is another. A caller's own id would make two requests one in the log."""
+    dropped = (b"content-length", b"transfer-encoding", b"x-request-id")
+    headers = [pair for pair in scope["headers"] if pair[0].lower() not in dropped]
+    return scope | {"headers": [*headers, (b"content-length", str(length).encode())]}
+
+
+def event(value: dict[str, Any]) -> bytes:
+    return DATA + orjson.dumps(value) + END
+
+
+async def respond(send: Send, status: int, value: dict[str, Any], headers: dict[str, str] | None = None) -> int:
+    """Send JSON; how many bytes."""
+    body = orjson.dumps(value)
+    pairs = {"content-type": "application/json", "content-length": str(len(body))} | (headers or {})
+    start = [(name.encode(), text.encode()) for name, text in pairs.items()]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+    return len(body)
