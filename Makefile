@@ -7,7 +7,7 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loa
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize bench evaluate card
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps serve $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ summary: env-main ## Print what the last run made
 
 chat: env-main env-quantize ## Talk to the released model in the terminal (TOOLS=file.json brings your own tools)
 	@python -m temper.envs run quantize -m commands.chat $(TOOLS)
+
+serve: env-main env-serve ## The released model behind an OpenAI-compatible API (ARGS="serve=llama.cpp serve.port=8080")
+	@python -m commands.serve $(ARGS)
 
 doctor: ## What is installed, what is missing, what hardware this is and which preset fits it
 	@$(PYTHON) -m commands.doctor

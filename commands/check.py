@@ -14,7 +14,7 @@ from commands.compose import composed
 from commands.deploy import Deploy
 from commands.launch import Launch
 from commands.synthesize import METHODS, Synthesize
-from temper import base_model, executors, graph, health, params, plan, recipe, sources, study, vllm
+from temper import base_model, executors, graph, health, params, plan, recipe, serving, sources, study, vllm
 
 
 @dataclasses.dataclass
@@ -128,7 +128,7 @@ def shared(settings: DictConfig, place: str) -> dict[str, type]:
         "recipe": recipe.Recipe,
     }
     known |= {"health": health.Health, "plan": plan.Settings, "ablation": study.Study, "launch": Launch}
-    known["deploy"] = Deploy
+    known |= {"deploy": Deploy, "serve": serving.Serve}
     if kind not in executors.SCHEMAS:
         raise SystemExit(f"{place}: executor.kind is '{kind}': choose one of {', '.join(executors.SCHEMAS)}")
     if method not in METHODS:

@@ -24,8 +24,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 GONE = 499  # nginx's status of a caller who left
 # What the log keeps of a request. The rest may name a person (user, metadata) or changes no answer.
-KEPT = frozenset(
-    [
+KEPT = {
+    *(
         "messages",
         "prompt",
         "tools",
@@ -34,16 +34,9 @@ KEPT = frozenset(
         "max_tokens",
         "max_completion_tokens",
         "temperature",
-        "top_p",
-        "top_k",
-        "n",
-        "seed",
-        "stop",
-        "stream",
-        "presence_penalty",
-        "frequency_penalty",
-    ]
-)
+    ),
+    *("top_p", "top_k", "n", "seed", "stop", "stream", "presence_penalty", "frequency_penalty"),
+}
 UNREADABLE = ("prompt_embeds", "prompt_token_ids")
 
 
@@ -122,13 +115,10 @@ class Exchange:
         """The request as the engine gets it; refused when it asks for too much."""
         try:
             request = dict(self._request)
-            for name, most in {"n": limits.choices, "best_of": limits.choices}.items():
-                at_most(request, name, most)
-            asked = [name for name in ("max_tokens", "max_completion_tokens") if request.get(name) is not None]
-            for name in asked:
+            for name in ("n", "best_of"):
+                at_most(request, name, limits.choices)
+            for name in ("max_tokens", "max_completion_tokens"):
                 at_most(request, name, limits.max_tokens)
-            if not asked:
-                request["max_tokens"] = limits.max_tokens
             if request.get("stream"):
                 request["stream_options"] = (request.get("stream_options") or {}) | {"include_usage": True}
             if self._shared.cfg.structured and "messages" in request:

@@ -76,7 +76,8 @@ class Serve:
     dtype: str
     seed: int
     host: str
-    port: int
+    port: int | None
+    """Null takes a free one."""
     context: int | None
     """Tokens of a prompt and its answer together; null takes the model's own."""
     arguments: list[str]

@@ -1,0 +1,56 @@
+"""The log's end of the pipe that `commands.serve` opens: scrub what arrives with the repository's own masking, then keep it.
+
+    python -m commands.serve_log PARAMS     the composed file; records on stdin
+
+It ends once nobody writes any more, so that what the server said last is kept too.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from scripts import pii
+from temper import params, presidio, request_log, serving
+from temper.langfuse import Sender
+from temper.masking import Allowed
+from temper.request_log import Files
+
+NICENESS = 10  # the engine goes first
+
+
+def main(file: Path) -> None:
+    # The server is told to end, and the log ends after it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(NICENESS)
+    cfg = serving.load(file)
+    settings = masking(cfg)
+    allowed = Allowed(tuple(settings.allow), tuple(settings.allow_patterns))
+    files = Files(Path(cfg.log.folder), cfg.log.max_bytes, cfg.log.max_files) if cfg.log.folder else None
+    sender = Sender(cfg.langfuse) if cfg.langfuse.host else None
+    for batch in request_log.batches(sys.stdin.fileno()):
+        found = list(request_log.scrubbed(batch, pii.search(settings), allowed, pii.stand_in(settings)))
+        if files:
+            files.write(found)
+        for record in found if sender else ():
+            assert sender
+            sender.put(record)
+    if sender:
+        sender.close()
+
+
+def masking(cfg: serving.Serve) -> pii.Pii:
+    """What is replaced; exits naming what does not fit, before a request is answered."""
+    place = DictConfig(OmegaConf.create({"serve": {"log": {"pii": cfg.log.pii}}}))
+    settings = params.fitted(place, "serve.log.pii", pii.Pii, "conf/serve")
+    Allowed(tuple(settings.allow), tuple(settings.allow_patterns)).check()
+    pii.stand_in(settings)
+    presidio.check(pii.search(settings))
+    return settings
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
