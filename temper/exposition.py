@@ -55,7 +55,7 @@ class Series:
                 "temper_guard_requests",
                 "Requests that the guard saw, by its verdict and their status.",
                 ("verdict", "status"),
-            ): {labels: number for labels, number in self.verdicts.items()},
+            ): {(*labels,): number for labels, number in self.verdicts.items()},
             ("temper_bytes", "Bytes of requests and of answers.", ("direction",)): {
                 (d,): n for d, n in self.bytes.items()
             },

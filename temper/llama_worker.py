@@ -1,0 +1,91 @@
+"""llama.cpp behind a pipe, in the environment that has it: a request a line on stdin, pieces of answers a line on stdout.
+
+python -m temper.llama_worker MODEL.gguf THREADS CONTEXT
+
+One answer at a time. `{"cancel": n}` ends the answer n, under way or waiting.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from temper import gguf, stage
+
+Request = dict[str, Any]
+OPTIONS = ("temperature", "top_p", "seed", "stop", "max_tokens", "presence_penalty", "frequency_penalty")
+
+
+def main(model: str, threads: str, context: str) -> None:
+    stage.bind_to_parent()
+    # llama.cpp prints to stdout what it has to say: the answers go elsewhere.
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    engine = gguf.load(Path(model), int(threads), int(context))
+    waiting: queue.Queue[Request | None] = queue.Queue()
+    cancelled: set[int] = set()
+    threading.Thread(target=_read, args=(waiting, cancelled), daemon=True).start()
+    print(json.dumps({"ready": True, "context": engine.n_ctx()}), file=out)
+    while request := waiting.get():
+        for piece in answered(engine, request, cancelled):
+            print(json.dumps({"id": request["id"]} | piece), file=out)
+        cancelled.discard(request["id"])
+
+
+def _read(waiting: queue.Queue[Request | None], cancelled: set[int]) -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "cancel" in request:
+            cancelled.add(request["cancel"])
+        else:
+            waiting.put(request)
+    waiting.put(None)
+
+
+def answered(engine: Any, request: Request, cancelled: set[int]) -> Iterator[dict[str, Any]]:
+    """`text` by and by, then `end` with the reason and the tokens of prompt and answer, or an `error` that is the request's."""
+    prompt = tokens = 0
+    reason = "cancelled"
+    try:
+        for chunk in () if request["id"] in cancelled else _chunks(engine, request):
+            if request["id"] in cancelled:
+                reason = "cancelled"
+                break
+            choice = chunk["choices"][0]
+            prompt = prompt or engine.n_tokens
+            tokens = engine.n_tokens - prompt + 1
+            if text := (choice["delta"].get("content") if "delta" in choice else choice["text"]):
+                yield {"text": text}
+            reason = choice["finish_reason"] or reason
+    except ValueError as error:
+        # What does not fit the context, or a schema that is no grammar.
+        yield {"error": str(error)}
+        return
+    usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    yield {"end": reason, "usage": usage}
+
+
+def _chunks(engine: Any, request: Request) -> Iterator[dict[str, Any]]:
+    options = {key: request[key] for key in OPTIONS if request.get(key) is not None}
+    if "prompt" in request:
+        found: Iterator[dict[str, Any]] = engine.create_completion(request["prompt"], stream=True, **options)
+        return found
+    if form := form_of(request.get("response_format")):
+        options["response_format"] = form
+    return engine.create_chat_completion(request["messages"], stream=True, **options)
+
+
+def form_of(wanted: Any) -> dict[str, Any] | None:
+    """OpenAI's response_format as llama.cpp's, which takes a schema with `json_object`."""
+    if not isinstance(wanted, dict) or wanted.get("type") not in ("json_object", "json_schema"):
+        return None
+    schema = (wanted.get("json_schema") or {}).get("schema") or wanted.get("schema")
+    return {"type": "json_object"} | ({"schema": schema} if schema else {})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
