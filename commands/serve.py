@@ -118,15 +118,16 @@ def chosen_port(cfg: Serve) -> int:
 
 def command(served: Served) -> list[str]:
     """The engine's command line."""
-    cfg, name = served.cfg, ["--served-model-name", served.cfg.name]
+    cfg = served.cfg
     place = ["--host", cfg.host, "--port", str(served.port)]
     python = str(envs.python("serve"))
     if cfg.engine == "llama.cpp":
         limits = {"--context": cfg.context or 0, "--max-tokens": cfg.limits.max_tokens, "--drain": cfg.drain_seconds}
         found = {"--model": served.model, "--worker": envs.python("quantize"), "--threads": served.runtime["threads"]}
         options = [str(part) for pair in (found | limits).items() for part in pair]
-        return [python, "-m", "temper.llama_app", *place, *name, *options, *cfg.arguments]
-    options = [*server.arguments(served.model, cfg.dtype, cfg.seed, served.runtime), *name]
+        return [python, "-m", "temper.llama_app", *place, "--served-model-name", cfg.name, *options, *cfg.arguments]
+    options = server.arguments(served.model, cfg.dtype, cfg.seed, served.runtime)
+    options[options.index("--served-model-name") + 1] = cfg.name
     options += ["--max-num-seqs", str(cfg.limits.concurrent), "--shutdown-timeout", str(cfg.drain_seconds)]
     # With the model's own generation config, vLLM takes this as the most that any request gets.
     options += ["--override-generation-config", json.dumps({"max_new_tokens": cfg.limits.max_tokens})]

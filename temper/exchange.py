@@ -189,7 +189,9 @@ class Exchange:
             self._stop("late")
 
     def _stop(self, cause: str) -> None:
-        self._cause = self._cause or cause
+        """The engine need not go on. A server also reports a caller as gone once the reply is complete."""
+        if not self._finished:
+            self._cause = self._cause or cause
         self._over.set()
 
     async def _send(self, message: Message) -> None:
@@ -222,12 +224,12 @@ class Exchange:
         try:
             is_blocked = self._objects(found) if self._shared.cfg.guard.output else False
         except Refused as refused:
-            await self._write(event({"error": refused.error}) + DONE + END, more=False)
             self._stop("guard")
+            await self._write(event({"error": refused.error}) + DONE + END, more=False)
             return
         if is_blocked:
-            await self._write(reply.without_rest(), more=False)
             self._stop("blocked")
+            await self._write(reply.without_rest(), more=False)
         elif (sent := reply.released()) or not more:
             await self._write(sent, more)
 
@@ -268,7 +270,7 @@ class Exchange:
             async with asyncio.timeout(self._shared.cfg.limits.write_seconds):
                 await self._raw_send(message)
         except TimeoutError:
-            self._finished = True
+            self._finished = False
             self._stop("slow")
         except OSError:
             self._stop("gone")

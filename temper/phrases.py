@@ -116,7 +116,9 @@ class Scan:
 
     def end(self) -> str | None:
         """The phrase that ends with the text."""
-        return self._take(GAP)
+        found = self._take(GAP)
+        self._state = 0  # nothing follows, so nothing becomes a phrase any more
+        return found
 
     @property
     def safe(self) -> int:
