@@ -5,6 +5,8 @@ guard's verdict; one of `kind` `feedback` has the id of the answer that it is ab
 """
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,28 +14,40 @@ from typing import Any
 
 import orjson
 
-from temper import masking, records
+from temper import masking, records, structured
 from temper.masking import Allowed, StandIn
 from temper.presidio import Search
 from temper.records import Row
 
 TEXTS = ("request", "response", "comment", "guard")  # of a record: what people or models wrote
 CURRENT = "requests.jsonl"
+SIGNATURE = re.compile(r"(?m)^([\w.-]+)\(")  # of calls.signature
 
 
 def scrubbed(found: list[Row], search: Search, allowed: Allowed, stand_in: StandIn) -> Iterator[Row]:
     """The records with a stand-in wherever an identifier stood, the same one in all of a record's texts."""
     every = [list(strings({key: record.get(key) for key in TEXTS})) for record in found]
-    rows = [{"messages": [{"role": "user", "content": text} for text in texts]} for texts in every]
-    for record, row in zip(found, masking.scrubbed(rows, search, allowed, stand_in), strict=True):
-        written = iter([turn["content"] for turn in row["messages"]])
+    rows: list[Row] = [{"messages": [{"role": "user", "content": text} for text in texts]} for texts in every]
+    for record, row, kinds in zip(found, rows, masking.identifiers(rows, search, allowed), strict=True):
+        # A name in a call is not a person's, though taggers take it for one.
+        own = tool_names(record)
+        personal = {text: kind for text, kind in kinds.items() if text not in own}
+        turns = masking.masked(row, personal, stand_in)["messages"]
+        written = iter([turn["content"] for turn in turns])
         texts = {key: replaced(record[key], written) for key in TEXTS if key in record}
-        yield (
-            record
-            | texts
-            | {"time": timestamp(record["time"])}
-            | ({"masked": row["masked"]} if "masked" in row else {})
-        )
+        counts = {"masked": dict(sorted(Counter(personal.values()).items()))} if personal else {}
+        yield record | texts | {"time": timestamp(record["time"])} | counts
+
+
+def tool_names(record: Row) -> set[str]:
+    """The tools of a request, whether it lists them or its system turn has their signatures."""
+    request = record.get("request") or {}
+    try:
+        names = {tool["name"] for tool in structured.functions(request.get("tools"))}
+    except ValueError:
+        names = set()
+    turns = [turn.get("content") for turn in request.get("messages") or () if turn.get("role") == "system"]
+    return names.union(*(SIGNATURE.findall(text) for text in turns if isinstance(text, str)))
 
 
 def strings(value: Any) -> Iterator[str]:

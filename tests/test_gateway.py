@@ -304,7 +304,7 @@ def test_a_request_that_does_not_arrive_is_given_up(make: Make) -> None:
     async def send(message: Message) -> None:
         answers.append(message)
 
-    asyncio.run(app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, never, send))  # type: ignore[arg-type]
+    asyncio.run(app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, never, send))
     assert answers[0]["status"] == 408
 
 
