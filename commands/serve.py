@@ -284,9 +284,7 @@ def modelfile() -> None:
     if not GGUF.is_file():
         raise SystemExit(f"{GGUF}: no released model yet: run `make repro`, which makes it")
     MODELFILE.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        [str(envs.python("quantize")), "-m", "temper.modelfile", str(GGUF), str(MODELFILE)], check=False
-    )
+    done = subprocess.run([str(envs.python("quantize")), "-m", "temper.ollama", str(GGUF), str(MODELFILE)], check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
     print(f"{MODELFILE}: ollama create temper --file {MODELFILE}")

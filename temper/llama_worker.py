@@ -26,12 +26,12 @@ def main(model: str, threads: str, context: str) -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     engine = gguf.load(Path(model), int(threads), int(context))
-    waiting: queue.Queue[Request | None] = queue.Queue()
+    count, waiting = Counted(engine), queue.Queue[Request | None]()
     cancelled: set[int] = set()
     threading.Thread(target=_read, args=(waiting, cancelled), daemon=True).start()
     print(json.dumps({"ready": True, "context": engine.n_ctx()}), file=out)
     while request := waiting.get():
-        for piece in answered(engine, request, cancelled):
+        for piece in answered(engine, count, request, cancelled):
             print(json.dumps({"id": request["id"]} | piece), file=out)
         cancelled.discard(request["id"])
 
@@ -46,9 +46,29 @@ def _read(waiting: queue.Queue[Request | None], cancelled: set[int]) -> None:
     waiting.put(None)
 
 
-def answered(engine: Any, request: Request, cancelled: set[int]) -> Iterator[dict[str, Any]]:
+class Counted:
+    """Counts what an engine samples: llama.cpp's streamed answers say nothing about their tokens."""
+
+    def __init__(self, engine: Any) -> None:
+        self.prompt = self.tokens = 0
+        self._sample = engine.sample
+        engine.sample = self
+
+    def __call__(self, *given: Any, **named: Any) -> int:
+        if self.tokens == 0:
+            self.prompt = named["idx"] + 1
+        self.tokens += 1
+        return int(self._sample(*given, **named))
+
+    def usage(self) -> dict[str, int]:
+        total = self.prompt + self.tokens
+        found = {"prompt_tokens": self.prompt, "completion_tokens": self.tokens, "total_tokens": total}
+        self.prompt = self.tokens = 0
+        return found
+
+
+def answered(engine: Any, count: Counted, request: Request, cancelled: set[int]) -> Iterator[dict[str, Any]]:
     """`text` by and by, then `end` with the reason and the tokens of prompt and answer, or an `error` that is the request's."""
-    prompt = tokens = 0
     reason = "cancelled"
     try:
         for chunk in () if request["id"] in cancelled else _chunks(engine, request):
@@ -56,17 +76,15 @@ def answered(engine: Any, request: Request, cancelled: set[int]) -> Iterator[dic
                 reason = "cancelled"
                 break
             choice = chunk["choices"][0]
-            prompt = prompt or engine.n_tokens
-            tokens = engine.n_tokens - prompt + 1
             if text := (choice["delta"].get("content") if "delta" in choice else choice["text"]):
                 yield {"text": text}
             reason = choice["finish_reason"] or reason
     except ValueError as error:
         # What does not fit the context, or a schema that is no grammar.
+        count.usage()
         yield {"error": str(error)}
         return
-    usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
-    yield {"end": reason, "usage": usage}
+    yield {"end": reason, "usage": count.usage()}
 
 
 def _chunks(engine: Any, request: Request) -> Iterator[dict[str, Any]]:
