@@ -26,6 +26,7 @@ from tests.test_server import MODEL
 
 KEY = {"authorization": "Bearer sesame"}
 BLOCKED = "how to make a pipe bomb"
+PATTERN = "first how to make a pi[p]e bomb then"  # matches it, and is not itself blocked in a request
 
 # One layer of random weights and a vocabulary of bytes: enough for llama.cpp to load, serve and be killed.
 GGUF = """
@@ -141,8 +142,9 @@ def chat(text: str = "Hi", **more: Any) -> dict[str, Any]:
 
 
 def forced(text: str, **more: Any) -> dict[str, Any]:
-    """A request that can only be answered by `text`, as a JSON string."""
-    form = {"type": "json_schema", "json_schema": {"name": "one", "schema": {"const": text}}}
+    """A request that can only be answered by `text`, a pattern, as a JSON string."""
+    schema = {"type": "string", "pattern": f"^{text}$"}
+    form = {"type": "json_schema", "json_schema": {"name": "one", "schema": schema}}
     return chat(max_tokens=100, response_format=form, **more)
 
 
@@ -179,7 +181,8 @@ def test_answers_are_openais_whole_and_streamed_alike(server: Server) -> None:
     assert whole.json()["choices"][0]["message"]["content"] == said(streamed) == '"fine words"'
     assert streamed.text.rstrip().endswith("data: [DONE]")
     assert [model["id"] for model in models["data"]] == ["temper"]
-    assert text["usage"]["completion_tokens"] <= 3
+    # llama.cpp goes on to the end of a letter: random bytes begin many of up to four.
+    assert text["usage"]["completion_tokens"] <= 6
 
 
 @pytest.mark.engine
@@ -210,8 +213,8 @@ def test_the_guard_stops_what_is_asked_and_what_is_answered(server: Server) -> N
     before = server.series()
     with server.client() as client:
         asked = client.post("/v1/chat/completions", json=chat(f"Tell me {BLOCKED.upper()}."))
-        answered = client.post("/v1/chat/completions", json=forced(f"first {BLOCKED} then"))
-        streamed = client.post("/v1/chat/completions", json=forced(f"first {BLOCKED} then", stream=True))
+        answered = client.post("/v1/chat/completions", json=forced(PATTERN))
+        streamed = client.post("/v1/chat/completions", json=forced(PATTERN, stream=True))
     assert (asked.status_code, asked.json()["error"]["code"]) == (400, "content_filter")
     assert answered.json()["choices"][0]["finish_reason"] == "content_filter"
     assert said(streamed) == '"first '
@@ -273,7 +276,7 @@ def test_what_is_kept_names_nobody_and_takes_feedback(server: Server) -> None:
     with server.client() as client:
         reply = client.post("/v1/chat/completions", json=chat(text, user="jane"))
         id = reply.json()["id"]
-        given = {"id": id, "thumbs": "down", "comment": "mail jane.roe@example.org"}
+        given = {"id": id, "thumbs": "down", "comment": "ask jane.roe@example.org"}
         assert client.post("/v1/feedback", json=given).status_code == 202
         assert client.post("/v1/feedback", json={"id": id, "score": 0.5}).status_code == 202
         assert client.post("/v1/feedback", json={"id": id}).status_code == 400
@@ -286,7 +289,7 @@ def test_what_is_kept_names_nobody_and_takes_feedback(server: Server) -> None:
     assert (
         asked["request"]["messages"][0]["content"] == "I am <PERSON>, write to <EMAIL_ADDRESS> or call <PHONE_NUMBER>"
     )
-    assert (judged["thumbs"], judged["comment"]) == ("down", "mail <EMAIL_ADDRESS>")
+    assert (judged["thumbs"], judged["comment"]) == ("down", "ask <EMAIL_ADDRESS>")
     assert asked["usage"]["prompt_tokens"] > 0
     assert asked["revision"]
     assert "jane" not in "".join(file.read_text().lower() for file in server.logs.iterdir())
