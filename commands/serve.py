@@ -36,6 +36,8 @@ GGUF = Path("models/gguf/model.gguf")
 MODELFILE = Path("deploy/release/Modelfile")
 ENGINE_LOG = Path("tmp/serve/engine.log")
 MIDDLEWARE = f"{gateway.__name__}.{gateway.Gateway.__name__}"
+# xgrammar then writes JSON as training did, and a model cannot go on with white space for ever.
+FORM = {"backend": "xgrammar", "disable_any_whitespace": True}
 LOG_SECONDS = 60.0  # that the log may take to scrub what is left
 RESTART_SECONDS = 30.0  # between two starts of a log that died
 GRACE_SECONDS = 15.0  # beyond drain_seconds, in which the engine must have ended
@@ -132,6 +134,7 @@ def command(served: Served) -> list[str]:
     # With the model's own generation config, vLLM takes this as the most that any request gets.
     options += ["--override-generation-config", json.dumps({"max_new_tokens": cfg.limits.max_tokens})]
     options += ["--max-model-len", str(cfg.context)] if cfg.context else []
+    options += ["--structured-outputs-config", json.dumps(FORM)] if cfg.structured else []
     return [python, "-m", "temper.api_server", *place, *options, "--middleware", MIDDLEWARE, *cfg.arguments]
 
 
@@ -156,7 +159,7 @@ def run(served: Served, file: Path) -> None:
         asked = Ending(process, served.cfg.drain_seconds)
         log.close_writer()
         started = time.monotonic()
-        while process.poll() is None and not server.answers(f"{served.url}/health"):
+        while process.poll() is None and not is_ready(process, served):
             log.check()
             time.sleep(0.25)
         if process.poll() is None:
@@ -168,6 +171,11 @@ def run(served: Served, file: Path) -> None:
     if not asked.at:
         raise SystemExit(f"the engine ended with status {process.returncode}: {last_lines()}")
     print("ended", flush=True)
+
+
+def is_ready(process: subprocess.Popen[bytes], served: Served) -> bool:
+    """Another server may have taken the port since it was chosen: its answer is not ours."""
+    return server.answers(f"{served.url}/health") and server.listens(process.pid, served.port)
 
 
 @contextmanager
@@ -291,4 +299,7 @@ def modelfile() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        raise SystemExit("ended before the engine was there") from None

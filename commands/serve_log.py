@@ -16,6 +16,7 @@ from scripts import pii
 from temper import params, presidio, request_log, serving
 from temper.langfuse import Sender
 from temper.masking import Allowed
+from temper.records import Row
 from temper.request_log import Files
 
 NICENESS = 10  # the engine goes first
@@ -34,12 +35,19 @@ def main(file: Path) -> None:
     for batch in request_log.batches(sys.stdin.fileno()):
         found = list(request_log.scrubbed(batch, pii.search(settings), allowed, pii.stand_in(settings)))
         if files:
-            files.write(found)
+            kept(files, found)
         for record in found if sender else ():
             assert sender
             sender.put(record)
     if sender:
         sender.close()
+
+
+def kept(files: Files, found: list[Row]) -> None:
+    try:
+        files.write(found)
+    except OSError as error:
+        raise SystemExit(f"serve.log.folder: {files.folder}: {error.strerror}: free space or permissions") from None
 
 
 def masking(cfg: serving.Serve) -> pii.Pii:

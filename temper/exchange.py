@@ -22,6 +22,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+CLOSE = {"connection": "close"}
+READ_ON = 16  # times as large as allowed, beyond which a body is not read to its end
 GONE = 499  # nginx's status of a caller who left
 # What the log keeps of a request. The rest may name a person (user, metadata) or changes no answer.
 KEPT = {
@@ -335,29 +337,32 @@ class Exchange:
 
 
 async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
-    """The whole body; refused when it is larger than allowed or does not arrive in time."""
-    too_large = Refused(413, "body_too_large", f"the body is larger than {limits.body_bytes} bytes", CLOSE)
+    """The whole body; refused when it is larger than allowed or does not arrive in time.
+
+    One that is somewhat too large is read to its end and not kept: a caller who still sends would not read the refusal.
+    """
+    most = limits.body_bytes
+    too_large = Refused(413, "body_too_large", f"the body is larger than {most} bytes", CLOSE)
     length = dict(scope["headers"]).get(b"content-length", b"0")
-    if length.isdigit() and int(length) > limits.body_bytes:
+    if length.isdigit() and int(length) > READ_ON * most:
         raise too_large
-    parts, size = [], 0
+    parts, size, more = [], 0, True
     try:
         async with asyncio.timeout(limits.body_seconds):
-            while True:
+            while more and size <= READ_ON * most:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Refused(GONE, "gone", "the caller left")
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                if size > limits.body_bytes:
-                    raise too_large
-                if not message.get("more_body"):
-                    return b"".join(parts)
+                more = message.get("more_body", False)
+                if size > most:
+                    parts.clear()
     except TimeoutError:
         raise Refused(408, "body_timeout", f"the body took longer than {limits.body_seconds:g} s", CLOSE) from None
-
-
-CLOSE = {"connection": "close"}
+    if size > most:
+        raise too_large
+    return b"".join(parts)
 
 
 def parsed(body: bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,19 @@ from temper.exchange import DONE, END, GONE, Receive, Refused, Scope, Send, even
 from temper.gateway import Gateway
 
 LONGEST_LINE = 1 << 26
+OPTIONS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("temperature", "top_p", "presence_penalty", "frequency_penalty"), (int, float)),
+    **dict.fromkeys(("seed", "max_tokens", "max_completion_tokens"), (int,)),
+    "stop": (str, list),
+}
+RANGES = {
+    **{"temperature": (0, 10), "top_p": (0, 1), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2)},
+    **{"seed": (0, 2**32 - 2), "max_tokens": (1, 2**31 - 1), "max_completion_tokens": (1, 2**31 - 1)},
+}
+EXPECTED = {
+    "stop": "text, or a list of texts",
+    **{option: f"a number from {low} to {high}" for option, (low, high) in RANGES.items()},
+}
 
 
 class Worker:
@@ -30,6 +43,8 @@ class Worker:
         self._numbers = itertools.count(1)
         self._pieces: dict[int, asyncio.Queue[dict[str, Any]]] = {}
         self.context = 0
+        self.on_end: Callable[[], None] = lambda: None
+        """Called when the process ends that should not."""
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -54,7 +69,12 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        return self._process.returncode is None
+        return self.status is None
+
+    @property
+    def status(self) -> int | None:
+        """Of the process once it has ended."""
+        return self._process.returncode
 
     async def ask(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Pieces of one answer; leaving the loop ends it."""
@@ -82,8 +102,10 @@ class Worker:
             piece = json.loads(line)
             if waiting := self._pieces.get(piece.pop("id")):
                 waiting.put_nowait(piece)
+        await self._process.wait()
         for waiting in self._pieces.values():
             waiting.put_nowait({"error": "llama.cpp ended", "status": 500})
+        self.on_end()
 
 
 class LlamaApp:
@@ -216,10 +238,20 @@ def checked(request: dict[str, Any], path: str, name: str) -> None:
     for turn in request.get("messages", ()):
         if turn.get("role") not in ("system", "user", "assistant") or not isinstance(turn.get("content"), str):
             raise Refused(400, "invalid_value", "messages: expected a role (system, user, assistant) and text in each")
+    for option, kinds in OPTIONS.items():
+        if request.get(option) is not None and (type(request[option]) not in kinds or not in_range(option, request[option])):
+            raise Refused(400, "invalid_value", f"{option}: expected {EXPECTED[option]}")
     if request.get("n", 1) not in (None, 1):
         raise Refused(400, "invalid_value", "n: llama.cpp gives one answer here")
     if request.get("tools"):
         raise Refused(400, "invalid_value", "tools: set serve.structured, or write them into the system turn")
+
+
+def in_range(option: str, value: Any) -> bool:
+    if option == "stop":
+        return all(isinstance(one, str) and one for one in ([value] if isinstance(value, str) else value))
+    low, high = RANGES[option]
+    return bool(low <= value <= high)
 
 
 def fail(piece: dict[str, Any]) -> None:
@@ -264,7 +296,7 @@ def main() -> None:
         finally:
             await worker.stop()
 
-    async def serve() -> None:
+    async def serve() -> int | None:
         config = uvicorn.Config(
             Gateway(app),
             host=given.host,
@@ -274,10 +306,14 @@ def main() -> None:
             access_log=False,
             timeout_graceful_shutdown=given.drain,
         )
+        server = uvicorn.Server(config)
+        worker.on_end = lambda: setattr(server, "should_exit", True)
         async with lifetime():
-            await uvicorn.Server(config).serve()
+            await server.serve()
+            return worker.status
 
-    asyncio.run(serve())
+    if status := asyncio.run(serve()):
+        raise SystemExit(f"llama.cpp ended with status {status}")
 
 
 def arguments() -> argparse.Namespace:

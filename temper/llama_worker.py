@@ -79,10 +79,14 @@ def answered(engine: Any, count: Counted, request: Request, cancelled: set[int])
             if text := (choice["delta"].get("content") if "delta" in choice else choice["text"]):
                 yield {"text": text}
             reason = choice["finish_reason"] or reason
-    except ValueError as error:
-        # What does not fit the context, or a schema that is no grammar.
+    except (ValueError, TypeError) as error:
+        # What does not fit the context, or is no value of an option.
         count.usage()
-        yield {"error": str(error)}
+        yield {"error": str(error), "status": 400}
+        return
+    except RuntimeError as error:
+        count.usage()
+        yield {"error": f"llama.cpp failed: {error}", "status": 500}
         return
     yield {"end": reason, "usage": count.usage()}
 

@@ -19,6 +19,7 @@ from temper import calls, params, serving
 from temper.exchange import GONE, Message, Receive, Scope, Send, Shared, respond
 from temper.exposition import Series
 from temper.gateway import Gateway
+from temper.guard import BLOCKED, FAILED, Asked, Endpoint, Finding
 from temper.log_pipe import LogPipe
 from temper.serving import Serve
 
@@ -288,8 +289,8 @@ def test_what_the_engine_refuses_is_passed_on(make: Make, kept: Kept) -> None:
     assert [record["status"] for record in kept.records] == [404, 404]
 
 
-def test_a_length_that_is_too_large_is_refused_unread(make: Make) -> None:
-    answer = run(Caller().ask(make(), b"{}", headers={"content-length": "9999999"}))
+def test_a_length_that_is_far_too_large_is_refused_unread(make: Make) -> None:
+    answer = run(Caller().ask(make(), b"{}", headers={"content-length": "99999999"}))
     assert (answer.status, answer.headers["connection"]) == (413, "close")
 
 
@@ -363,6 +364,53 @@ def test_a_phrase_at_the_end_of_an_answer_is_blocked(make: Make, engine: Engine)
     assert run(Caller().ask(make(), chat(stream=True))).text() == ""
     engine.words = ["a pipe", " dream"]
     assert run(Caller().ask(make(), chat(stream=True))).text() == "a pipe dream"
+
+
+class GuardModel(Asked):
+    """A stand-in that objects to texts with `bad` and notes the answers that it was asked about."""
+
+    def __init__(self, window: int, verdict: str = BLOCKED, on_failure: str = "block") -> None:
+        super().__init__(Endpoint("http://x", "guard", None, 1.0, [{}], [{}], "unsafe", window, on_failure))
+        self.verdict = verdict
+        self.seen: list[str] = []
+
+    async def find(self, chat: list[dict[str, str]]) -> Finding | None:
+        self.seen += [chat[-1]["content"]] if chat[-1]["role"] == "assistant" else []
+        return Finding(self.verdict, "S1") if "bad" in chat[-1]["content"] else None
+
+
+def guarded(make: Make, guard: GuardModel) -> Gateway:
+    app = make()
+    app.shared.asked, app.shared.cfg.guard.endpoint = guard, guard.endpoint
+    return app
+
+
+def test_a_guard_model_sees_an_answer_before_the_caller_does(make: Make, engine: Engine) -> None:
+    engine.words = ["one ", "two ", "three ", "four ", "bad ", "six ", "seven ", "eight "]
+    guard = GuardModel(window=8)
+    streamed = run(Caller().ask(guarded(make, guard), chat(stream=True)))
+    assert guard.seen == ["one two ", "one two three four ", "one two three four bad six "]
+    assert streamed.text() == "one two three four "
+    assert streamed.events()[-2]["choices"][0]["finish_reason"] == "content_filter"
+    engine.words = ["one ", "two ", "three"]
+    guard = GuardModel(window=100)
+    assert run(Caller().ask(guarded(make, guard), chat(stream=True))).text() == "one two three"
+    assert guard.seen == ["one two three"]
+    engine.words = ["so ", "bad"]
+    assert b"bad" not in run(Caller().ask(guarded(make, GuardModel(8)), chat())).body
+    refused = run(Caller().ask(guarded(make, GuardModel(8)), chat("bad")))
+    assert (refused.status, refused.json()["error"]["code"]) == (400, "content_filter")
+
+
+def test_a_guard_model_that_does_not_reply_blocks_or_lets_pass_as_configured(make: Make, engine: Engine) -> None:
+    engine.words = ["bad"]
+    closed = guarded(make, GuardModel(1, FAILED))
+    assert run(Caller().ask(closed, chat("bad"))).status == 503
+    assert run(Caller().ask(closed, chat())).json()["error"]["code"] == "guard_unavailable"
+    assert run(Caller().ask(closed, chat(stream=True))).events()[0]["error"]["code"] == "guard_unavailable"
+    opened = guarded(make, GuardModel(1, FAILED, "allow"))
+    assert run(Caller().ask(opened, chat("bad", stream=True))).text() == "bad"
+    assert opened.shared.series.verdicts == {("failed", "200"): 1}
 
 
 def test_text_is_passed_on_as_it_comes(make: Make, engine: Engine) -> None:

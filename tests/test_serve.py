@@ -21,7 +21,7 @@ import pytest
 
 from commands import serve
 from commands.compose import composed
-from temper import records, request_log
+from temper import records, request_log, serving
 from tests.test_server import MODEL
 
 KEY = {"authorization": "Bearer sesame"}
@@ -101,7 +101,8 @@ class Server:
 
 def begun(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "commands.serve", "serve.port=null", "serve.api_key_env=SERVE_KEY"]
-    command += [f"serve.log.folder={folder / 'logs'}", "serve.limits.max_tokens=300", *overrides]
+    command += [f"serve.log.folder={folder / 'logs'}", "serve.limits.max_tokens=300", "serve.structured=tools"]
+    command += overrides
     return subprocess.Popen(command, env=os.environ | {"SERVE_KEY": "sesame"}, stdout=subprocess.PIPE, text=True)
 
 
@@ -183,6 +184,18 @@ def test_answers_are_openais_whole_and_streamed_alike(server: Server) -> None:
     assert [model["id"] for model in models["data"]] == ["temper"]
     # llama.cpp goes on to the end of a letter: random bytes begin many of up to four.
     assert text["usage"]["completion_tokens"] <= 6
+
+
+@pytest.mark.engine
+def test_tools_are_answered_by_a_call_to_one_of_them_or_null(server: Server) -> None:
+    unit = {"type": "object", "properties": {"unit": {"enum": ["c", "f"]}}, "required": ["unit"], "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": name, "parameters": unit}} for name in ("heat", "cool")]
+    with server.client() as client:
+        for seed in range(5):
+            more = {"tools": tools, "temperature": 1.0, "seed": seed, "max_tokens": 200}
+            reply = client.post("/v1/chat/completions", json=chat("Warmer!") | more).json()
+            call = json.loads(reply["choices"][0]["message"]["content"])
+            assert call is None or (call["name"] in ("heat", "cool") and call["arguments"]["unit"] in ("c", "f"))
 
 
 @pytest.mark.engine
@@ -300,8 +313,8 @@ def test_what_is_kept_names_nobody_and_takes_feedback(server: Server) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("number", [signal.SIGINT])
-def test_asked_to_end_it_finishes_what_is_begun_and_leaves_no_process(server: Server, number: signal.Signals) -> None:
+def test_asked_to_end_it_finishes_what_is_begun_and_leaves_no_process(server: Server) -> None:
+    number = signal.SIGINT if "gguf" in server.line else signal.SIGTERM
     family = server.family()
     assert len(family) >= 4
     done: list[str] = []
@@ -340,10 +353,36 @@ def test_killed_it_leaves_no_process(engine: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+def test_an_engine_that_dies_ends_the_server_with_its_status(tmp_path: Path) -> None:
+    server = started(tmp_path, *llama(tmp_path))
+    worker = next(one for one in server.family() if "temper.llama_worker" in one.cmdline())
+    family = server.family()
+    worker.kill()
+    assert server.process.wait(60) == 1
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+@pytest.mark.engine
 def test_a_model_that_the_engine_cannot_load_is_said_with_its_last_words(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"no GGUF")
     process = begun(tmp_path, "serve=llama.cpp", f"serve.model={tmp_path}/bad.gguf")
     assert process.wait(120) == 1
+
+
+def test_a_log_that_died_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(composed([f"serve.log.folder={tmp_path}/logs"]))
+    monkeypatch.setattr(serve, "RESTART_SECONDS", 0.0)
+    record = {"kind": "feedback", "time": 0.0, "thumbs": "up", "score": None, "comment": None}
+    with serve.Log(serving.load(file), file) as log:
+        assert log.writer
+        (child,) = psutil.Process().children()
+        child.kill()
+        child.wait()
+        os.write(log.writer, json.dumps(record | {"id": "after"}).encode() + b"\n")
+        log.check()
+    assert [row["id"] for row in records.read(tmp_path / "logs" / request_log.CURRENT)] == ["after"]
 
 
 def prepared(tmp_path: Path, *overrides: str) -> serve.Served:
