@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 
 from commands import serve_log
 from commands.compose import composed
-from temper import envs, gateway, hub, params, server, serving, stage, vllm
+from temper import envs, gateway, hub, params, server, serving, stage, vllm, wheels
 from temper.serving import Serve
 
 LOCK = Path("dvc.lock")
@@ -51,7 +51,6 @@ class Served:
     model: Path
     revision: str
     port: int
-    release: str
     runtime: dict[str, Any]
 
     @property
@@ -83,23 +82,19 @@ def prepared(file: Path) -> Served:
     present = model.is_file() if cfg.engine == "llama.cpp" else (model / "config.json").is_file()
     if not present:
         raise SystemExit(f"{model}: no model: run `make repro`, which makes it, or name another in serve.model")
-    if (
-        cfg.engine == "vllm"
-        and not cfg.model
-        and OmegaConf.select(settings, "hardware.name") == params.value("hardware.name")
-    ):
+    if cfg.engine == "vllm" and OmegaConf.select(settings, "hardware.name") == params.value("hardware.name"):
         vllm.require_build()
     if cfg.log.folder or cfg.langfuse.host:
         serve_log.masking(cfg)
-    return Served(cfg, model, revision(model), chosen_port(cfg), release, params.runtime(file))
+    return Served(cfg, model, revision(model), chosen_port(cfg), params.runtime(file))
 
 
 def revision(model: Path) -> str:
-    """DVC's hash of the model, or of a folder that DVC does not know one of its content; 12 digits tell two apart."""
+    """DVC's hash of the model, or of one that DVC does not know a hash of its content; 12 digits tell two apart."""
     tree: dict[str, Any] = yaml.load(LOCK.read_text(), Loader=yaml.CSafeLoader) if LOCK.is_file() else {}
     outs = {out["path"]: out["md5"] for one in tree.get("stages", {}).values() for out in one.get("outs", [])}
     known = outs.get(str(model)) or outs.get(str(model.parent) if model.is_file() else "")
-    return str(known or hub.digest(model if model.is_dir() else model.parent))[:12]
+    return str(known or (wheels.digest(model) if model.is_file() else hub.digest(model)))[:12]
 
 
 def chosen_port(cfg: Serve) -> int:

@@ -307,7 +307,11 @@ def main() -> None:
             timeout_graceful_shutdown=given.drain,
         )
         server = uvicorn.Server(config)
-        worker.on_end = lambda: setattr(server, "should_exit", True)
+
+        def end() -> None:
+            server.should_exit = True
+
+        worker.on_end = end
         async with lifetime():
             await server.serve()
             return worker.status
