@@ -26,7 +26,6 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from commands import serve_log
 from commands.compose import composed
 from temper import envs, gateway, hub, params, server, serving, stage, vllm, wheels
 from temper.serving import Serve
@@ -84,8 +83,6 @@ def prepared(file: Path) -> Served:
         raise SystemExit(f"{model}: no model: run `make repro`, which makes it, or name another in serve.model")
     if cfg.engine == "vllm" and OmegaConf.select(settings, "hardware.name") == params.value("hardware.name"):
         vllm.require_build()
-    if cfg.log.folder or cfg.langfuse.host:
-        serve_log.masking(cfg)
     return Served(cfg, model, revision(model), chosen_port(cfg), params.runtime(file))
 
 
@@ -155,7 +152,7 @@ def run(served: Served, file: Path) -> None:
         log.close_writer()
         started = time.monotonic()
         while process.poll() is None and not is_ready(process, served):
-            log.check()
+            log.check_start()
             time.sleep(0.25)
         if process.poll() is None:
             print(ready(served, time.monotonic() - started), flush=True)
@@ -205,7 +202,7 @@ class Log:
     """The process that scrubs and keeps records, started again where it dies. It ends once the engine has."""
 
     def __init__(self, cfg: Serve, file: Path) -> None:
-        self._command = [sys.executable, "-m", serve_log.__name__, str(file)]
+        self._command = [sys.executable, "-m", "commands.serve_log", str(file)]
         self._is_kept = bool(cfg.log.folder or cfg.langfuse.host)
         self.writer: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -233,6 +230,11 @@ class Log:
         if self.writer is not None:
             os.close(self.writer)
             self.writer = None
+
+    def check_start(self) -> None:
+        """Exit where the log cannot begin: it has said why."""
+        if self._process and self._process.poll():
+            raise SystemExit("no log, no server: mend what is said above, or set serve.log.folder to null")
 
     def check(self) -> None:
         """Start a log that died again; what it had read and not written is lost."""

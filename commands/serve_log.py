@@ -51,7 +51,7 @@ def kept(files: Files, found: list[Row]) -> None:
 
 
 def masking(cfg: serving.Serve) -> pii.Pii:
-    """What is replaced; exits naming what does not fit, before a request is answered."""
+    """What is replaced; exits naming what does not fit. `commands.serve` then ends too, before a request is answered."""
     place = DictConfig(OmegaConf.create({"serve": {"log": {"pii": cfg.log.pii}}}))
     settings = params.fitted(place, "serve.log.pii", pii.Pii, "conf/serve")
     Allowed(tuple(settings.allow), tuple(settings.allow_patterns)).check()

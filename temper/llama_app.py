@@ -12,7 +12,6 @@ import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 from temper import stage
@@ -288,14 +287,6 @@ def main() -> None:
     worker = Worker([given.worker, "-m", "temper.llama_worker", given.model, str(given.threads), str(given.context)])
     app = LlamaApp(worker, given.served_model_name, given.max_tokens)
 
-    @asynccontextmanager
-    async def lifetime() -> AsyncIterator[None]:
-        await worker.start()
-        try:
-            yield
-        finally:
-            await worker.stop()
-
     async def serve() -> int | None:
         config = uvicorn.Config(
             Gateway(app),
@@ -312,9 +303,12 @@ def main() -> None:
             server.should_exit = True
 
         worker.on_end = end
-        async with lifetime():
+        await worker.start()
+        try:
             await server.serve()
             return worker.status
+        finally:
+            await worker.stop()
 
     if status := asyncio.run(serve()):
         raise SystemExit(f"llama.cpp ended with status {status}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -385,6 +386,27 @@ def test_a_log_that_died_is_started_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert [row["id"] for row in records.read(tmp_path / "logs" / request_log.CURRENT)] == ["after"]
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("+serve.log.pii.min_scores=1", r"conf/serve: section 'serve\.log\.pii': .*min_scores"),
+        ("serve.log.pii.entities=[FACE]", r"unknown FACE"),
+        ("serve.log.pii.model=en_core_web_none", r"no spaCy model 'en_core_web_none'"),
+    ],
+)
+def test_without_a_log_that_can_scrub_there_is_no_server(
+    tmp_path: Path, override: str, named: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(composed([f"serve.log.folder={tmp_path}/logs", override]))
+    deadline = time.monotonic() + 60
+    with pytest.raises(SystemExit, match=r"^no log, no server"), serve.Log(serving.load(file), file) as log:
+        while time.monotonic() < deadline:
+            log.check_start()
+            time.sleep(0.05)
+    assert re.search(named, capfd.readouterr().err)
+
+
 def prepared(tmp_path: Path, *overrides: str) -> serve.Served:
     file = tmp_path / "params.yaml"
     file.write_text(composed([f"serve.model={tmp_path}", "serve.port=null", *overrides]))
@@ -438,8 +460,6 @@ def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
     [
         ("serve.engine=tgi", r"^serve\.engine: 'tgi': choose one of vllm, llama\.cpp, sglang"),
         ("serve.structured=xml", r"^serve\.structured: 'xml'"),
-        ("serve.log.pii.min_scores=1", r"conf/serve: section 'serve\.log\.pii': .*min_scores"),
-        ("serve.log.pii.entities=[FACE]", r"unknown FACE"),
         (
             "serve.langfuse.host=http://127.0.0.1:9",
             r"^serve\.langfuse\.public_key_env: the variable LANGFUSE_PUBLIC_KEY",
@@ -452,7 +472,7 @@ def test_what_does_not_fit_is_said_before_an_engine_starts(
 ) -> None:
     monkeypatch.delenv("LANGFUSE_PUBLIC_KEY", raising=False)
     with pytest.raises(SystemExit, match=named) as error:
-        prepared(tmp_path, f"{'+' if 'min_scores' in override else ''}{override}")
+        prepared(tmp_path, override)
     assert "\n" not in str(error.value)
 
 
