@@ -153,6 +153,7 @@ def run(served: Served, file: Path) -> None:
         started = time.monotonic()
         while process.poll() is None and not is_ready(process, served):
             log.check_start()
+            asked.check()
             time.sleep(0.25)
         if process.poll() is None:
             print(ready(served, time.monotonic() - started), flush=True)

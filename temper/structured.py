@@ -17,10 +17,18 @@ def applied(request: dict[str, Any], structure: str) -> dict[str, Any]:
         return request
     messages = request["messages"]
     if tools and (not messages or messages[0].get("role") != "system"):
-        messages = [{"role": "system", "content": calls.system_prompt(tools)}, *messages]
+        messages = [{"role": "system", "content": prompt(tools)}, *messages]
     kept = {key: value for key, value in request.items() if key not in ("tools", "tool_choice", "parallel_tool_calls")}
     form = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema(tools)}}
     return kept | {"messages": messages, "response_format": form}
+
+
+def prompt(tools: list[dict[str, Any]]) -> str:
+    """The system turn of training; ValueError for parameters that no signature can be made of."""
+    try:
+        return calls.system_prompt(tools)
+    except (AttributeError, TypeError):
+        raise ValueError("tools: expected parameters with an object for each of their properties") from None
 
 
 def functions(tools: Any) -> list[dict[str, Any]]:
