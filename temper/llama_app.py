@@ -238,7 +238,8 @@ def checked(request: dict[str, Any], path: str, name: str) -> None:
         if turn.get("role") not in ("system", "user", "assistant") or not isinstance(turn.get("content"), str):
             raise Refused(400, "invalid_value", "messages: expected a role (system, user, assistant) and text in each")
     for option, kinds in OPTIONS.items():
-        if request.get(option) is not None and (type(request[option]) not in kinds or not in_range(option, request[option])):
+        value = request.get(option)
+        if value is not None and (type(value) not in kinds or not in_range(option, value)):
             raise Refused(400, "invalid_value", f"{option}: expected {EXPECTED[option]}")
     if request.get("n", 1) not in (None, 1):
         raise Refused(400, "invalid_value", "n: llama.cpp gives one answer here")

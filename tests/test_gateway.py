@@ -515,7 +515,9 @@ def test_tools_become_the_tasks_prompt_and_the_form_of_its_answer(make: Make, en
     assert engine.asked[-1]["tools"] == tools
 
 
-@pytest.mark.parametrize("tool", [1, {}, {"name": 1}, {"name": "x", "parameters": 1}, {"name": "x", "parameters": {"properties": [1]}}])
+@pytest.mark.parametrize(
+    "tool", [1, {}, {"name": 1}, {"name": "x", "parameters": 1}, {"name": "x", "parameters": {"properties": [1]}}]
+)
 def test_tools_that_are_none_are_refused(make: Make, engine: Engine, tool: Any) -> None:
     answer = run(Caller().ask(make(structured="tools"), chat(tools=[tool])))
     assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_value")
