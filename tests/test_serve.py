@@ -209,6 +209,8 @@ def test_what_is_wrong_has_its_status(server: Server) -> None:
             {"content": b"{"},
             {"json": chat("x" * 9000)},
             {"json": {"model": "temper"}},
+            {"json": chat() | {"temperature": "hot"}},
+            {"json": chat() | {"temperature": -1}},
         ],
         413: [{"content": b"x" * 2_000_000}],
         401: [{"json": chat(), "headers": {"authorization": "Bearer no"}}],
