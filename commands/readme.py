@@ -49,7 +49,7 @@ def results_table(found: Results) -> str:
     ]
     rates = ", ".join(f"{pages.speed(found, level):.0f} at {level}" for level in found.levels())
     notes = [
-        f"95% intervals. Release: {pages.gguf_line(found)}. vLLM bf16 tokens/s by concurrent requests: {rates}.",
+        f"95% intervals. Quants: {pages.quantized(found)}. vLLM bf16 tokens/s by concurrent requests: {rates}.",
         f"{found.minutes():.0f} minutes in all stages on {found.hardware()}; no GPU, no paid service. Code: {commit()}.",
     ]
     return "\n".join([head, *rows, "", *notes])
