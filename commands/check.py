@@ -116,9 +116,10 @@ def stages() -> dict[str, type]:
     """The sections that stages track, each with the dataclass that its script declares."""
     found = graph.definitions()
     scripts = {stage.script: importlib.import_module(f"scripts.{stage.script}") for stage in found}
-    sections = {section: schema(scripts[stage.script], stage.script) for stage in found for section in stage.params}
     # A matrix whose items differ has a section for each, those that the recipe leaves out too.
-    return sections | {f"{name}.{item}": one for name, script in scripts.items() for item, one in items(script).items()}
+    sections = {f"{name}.{item}": one for name, script in scripts.items() for item, one in items(script).items()}
+    shared = [(stage, section) for stage in found for section in stage.params if not items(scripts[stage.script])]
+    return sections | {section: schema(scripts[stage.script], stage.script) for stage, section in shared}
 
 
 def shared(settings: DictConfig, place: str) -> dict[str, type]:

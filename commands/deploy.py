@@ -107,9 +107,9 @@ def outs(cfg: Deploy, release: str) -> tuple[Out, Out | None]:
     """The model and its draft, as dvc.lock has them."""
     if cfg.quant not in QUANTS:
         raise SystemExit(f"deploy.quant: '{cfg.quant}': the chart serves with vLLM: choose one of {', '.join(QUANTS)}")
+    model = locked(release if cfg.quant == "bf16" else cfg.quant, cfg.name)
     if cfg.quant != "bf16":
         retention.require_released(cfg.quant)
-    model = locked(release if cfg.quant == "bf16" else cfg.quant, cfg.name)
     return model, locked(cfg.draft, "draft") if cfg.draft else None
 
 

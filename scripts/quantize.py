@@ -5,13 +5,15 @@ Writes  models/<format>, reports/quantize/<format>.json
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from temper import calibration, gguf, gptq, metrics, params, stage
 
 TRAIN = Path("data/audit/train.jsonl")
-SCHEMAS = {"gptq": gptq.Gptq, "awq": gptq.Awq, "gguf": gguf.Gguf}
-WRITERS = {"gptq": gptq.write_gptq, "awq": gptq.write_awq, "gguf": gguf.write}
+SCHEMAS: dict[str, type[Any]] = {"gptq": gptq.Gptq, "awq": gptq.Awq, "gguf": gguf.Gguf}
+WRITERS: dict[str, Callable[..., dict[str, Any]]] = {"gptq": gptq.write_gptq, "awq": gptq.write_awq, "gguf": gguf.write}
 
 
 def main() -> None:

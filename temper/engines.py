@@ -66,7 +66,7 @@ def load(folder: Path, dtype: str, threads: int) -> Transformers:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     return Transformers(model.to(device()), ends(folder))
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from temper import calibration, calls, intervals, metrics
@@ -114,28 +115,25 @@ def perplexity(log_probs: "list[Tensor]", targets: "list[Tensor]") -> float:
     return math.exp(float(torch.cat(nats).mean()))
 
 
-def task(asked: Asked, model: Seen, quant: Seen, tokenizer: Any, confidence: float, seed: int) -> dict[str, Any]:
-    """Exact answers and argument F1 of both by the verifier of `evaluate`; `exact_kept`, the quant's as a share of the model's, with
-    its interval over rows (1 where the model has none right, so none to lose); the share of answers that are the same text."""
+def task(asked: Asked, model: Seen, quant: Seen, tokenizer: Any, confidence: float, seed: int) -> dict[str, float]:
+    """Exact answers and argument F1 of both by the verifier of `evaluate`, the share of answers that are the same text, and
+    `exact_kept`: the quant's exact answers as a share of the model's, with its interval over rows; 1 where it had none to lose."""
     before, after = (
         [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in one.answers] for one in (model, quant)
     )
-    scores = {name: scored(texts, asked.rows) for name, texts in (("", after), ("_bf16", before))}
-    found: dict[str, Any] = {"answers": len(after)}
-    for name, of in scores.items():
-        found |= {f"exact{name}": mean([one.exact for one in of])}
-        found |= {f"argument_f1{name}": mean([one.argument_f1 for one in of])}
-    rights = [[float(one.exact) for one in scores[name]] for name in ("", "_bf16")]
-    found |= intervals.ratio("exact_kept", *rights, confidence, seed) if any(rights[1]) else {"exact_kept": 1.0}
+    old, new = (scored(texts, asked.rows) for texts in (before, after))
+    found = {"answers": len(after), "exact_kept": 1.0}
+    if any(one.exact for one in old):
+        kept, had = ([float(one.exact) for one in scores] for scores in (new, old))
+        found |= intervals.ratio("exact_kept", kept, had, confidence, seed)
+    for name, scores in (("", new), ("_bf16", old)):
+        found |= {f"exact{name}": fmean(one.exact for one in scores)}
+        found |= {f"argument_f1{name}": fmean(one.argument_f1 for one in scores)}
     return found | intervals.rate("unchanged", [a == b for a, b in zip(before, after, strict=True)], confidence)
 
 
 def scored(texts: list[str], rows: list[Row]) -> list[calls.Score]:
     return [calls.score(text, row["tools"], row["gold"]) for text, row in zip(texts, rows, strict=True)]
-
-
-def mean(values: list[Any]) -> float:
-    return sum(values) / len(values)
 
 
 def verdict(found: dict[str, Any], limits: Limits) -> dict[str, Any]:
