@@ -118,8 +118,8 @@ def stages() -> dict[str, type]:
     scripts = {stage.script: importlib.import_module(f"scripts.{stage.script}") for stage in found}
     # A matrix whose items differ has a section for each, those that the recipe leaves out too.
     sections = {f"{name}.{item}": one for name, script in scripts.items() for item, one in items(script).items()}
-    shared = [(stage, section) for stage in found for section in stage.params if not items(scripts[stage.script])]
-    return sections | {section: schema(scripts[stage.script], stage.script) for stage, section in shared}
+    alike = [(stage.script, section) for stage in found for section in stage.params if not items(scripts[stage.script])]
+    return sections | {section: schema(scripts[name], name) for name, section in alike}
 
 
 def shared(settings: DictConfig, place: str) -> dict[str, type]:

@@ -65,6 +65,12 @@ def stage_table() -> str:
     return "\n".join(["| stage | what it does | environment |", "|---|---|---|", *rows])
 
 
+def named(script: str) -> str:
+    """`base`, `sft@base`, or `evaluate@{base,sft}` where a matrix has several items."""
+    items = [stage.name.partition("@")[2] for stage in graph.stages() if stage.script == script]
+    return f"{script}@{{{','.join(items)}}}" if len(items) > 1 else "@".join([script, *filter(None, items)])
+
+
 def commit() -> str:
     """The commit that last touched dvc.lock, which records the run that the results come from."""
     command = ["git", "log", "-1", "--format=%h", "--", "dvc.lock"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from temper import calibration, gguf, gptq, metrics, params, stage
+from temper import calibration, gguf, gptq, metrics, params, progress, stage
 
 TRAIN = Path("data/audit/train.jsonl")
 SCHEMAS: dict[str, type[Any]] = {"gptq": gptq.Gptq, "awq": gptq.Awq, "gguf": gguf.Gguf}
@@ -17,6 +17,7 @@ WRITERS: dict[str, Callable[..., dict[str, Any]]] = {"gptq": gptq.write_gptq, "a
 
 
 def main() -> None:
+    progress.quiet()
     name, release = sys.argv[1:]
     cfg = params.load(f"quantize.{name}", SCHEMAS[name])
     model, threads = Path("models", release), int(params.runtime()["threads"])

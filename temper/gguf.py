@@ -67,7 +67,7 @@ def check(path: Path, model: Path, threads: int) -> None:
         raise SystemExit(
             f"{path}: its chat template is not {model}/chat_template.jinja: write both again with `make {model.name} quantize`"
         )
-    if not "".join(reply(load(path, threads, context=256), QUESTION, max_tokens=16)).strip():
+    if not "".join(reply(load(path, threads, context=1024), QUESTION, max_tokens=16)).strip():
         raise SystemExit(f"{path}: loads, but answers nothing: choose a wider quantize.gguf.type")
 
 
