@@ -136,7 +136,8 @@ def chat(number: int) -> dict[str, Any]:
         "name": "add",
         "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
     }
-    turns = [("system", "Answer with a call."), ("user", f"What is {number} and {7 * number}, please?")]
+    noise = hashlib.sha256(str(number).encode()).hexdigest()[: 20 + number]
+    turns = [("system", "Answer with a call."), ("user", f"What is {number} and {noise}?")]
     turns.append(("assistant", f'{{"name": "add", "arguments": {{"a": {number}}}}}'))
     messages = [{"role": role, "content": content} for role, content in turns]
     return {
