@@ -198,18 +198,27 @@ def hashes(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize(("name", "most"), [("gptq", 0.03), ("awq", 0.03)])
-def test_vllm_loads_an_int4_quant_and_answers_as_bf16_does(made: Path, name: str, most: float) -> None:
+MOST = 0.15
+"""Nats of KL(bf16 ‖ 4 bits) on this model, which is small and untrained, so that rounding shows."""
+
+
+def is_near(whole: list[list[float]], quant: list[list[float]]) -> bool:
+    """Within MOST, and a tenth of how far the model itself is from one position to the next."""
+    return 1e-4 < kl(whole, quant) < min(MOST, kl(whole, whole[1:] + whole[:1]) / 10)
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq"])
+def test_vllm_loads_an_int4_quant_and_answers_as_bf16_does(made: Path, name: str) -> None:
     whole, quant = (log_probs(made, "vllm", one) for one in ("dpo", name))
     distance = kl(whole, quant)
-    assert 1e-4 < distance < most, "int4 is not bf16, and not noise"
+    assert is_near(whole, quant), distance
     # What retention measures is what vLLM serves, but for the sums of bf16.
     assert kl(log_probs(made, "retention", name), quant) < distance / 10
 
 
 def test_llama_cpp_loads_a_gguf_and_answers_as_bf16_does(made: Path) -> None:
     whole, quant = (log_probs(made, "retention", name) for name in ("dpo", "gguf"))
-    assert 1e-4 < kl(whole, quant) < 0.03
+    assert is_near(whole, quant), kl(whole, quant)
     settle(made, "quantize.gguf.type=Q8_0", "quantize.gguf.calibration=null")
     shutil.move(made / "models/gguf", made / "models/kept")
     done("quantize", made, "-m", "scripts.quantize", "gguf", "dpo")
@@ -276,8 +285,8 @@ def test_a_quant_is_held_against_its_limits(made: Path) -> None:
     for name in FORMATS:
         assert found[name]["positions"] == 3 * 64
         assert found[name]["answers"] == 4
-        assert 0 < found[name]["kl"] < found[name]["kl_p99"] < 1, name
-        assert 0.9 < found[name]["perplexity_ratio"] < 1.1, name
+        assert 0 < found[name]["kl"] < found[name]["kl_p99"], name
+        assert 0.7 < found[name]["perplexity_ratio"] < 1.4, name
         assert found[name]["same_top"] > 0.5
 
 
