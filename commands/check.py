@@ -26,6 +26,8 @@ class Model:
     layers: int | None
     rope: base_model.Rope | None
     end_of_turn: str | None
+    group_size: int
+    """Weights that share a scale in int4."""
     source: base_model.Source
     shape: dict[str, Any] | None
     """What its config.json says of its layers, for `make plan`."""
@@ -114,7 +116,10 @@ def stages() -> dict[str, type]:
     """The sections that stages track, each with the dataclass that its script declares."""
     found = graph.definitions()
     scripts = {stage.script: importlib.import_module(f"scripts.{stage.script}") for stage in found}
-    return {section: schema(scripts[stage.script], stage.script) for stage in found for section in stage.params}
+    # A matrix whose items differ has a section for each, those that the recipe leaves out too.
+    sections = {f"{name}.{item}": one for name, script in scripts.items() for item, one in items(script).items()}
+    alike = [(stage.script, section) for stage in found for section in stage.params if not items(scripts[stage.script])]
+    return sections | {section: schema(scripts[name], name) for name, section in alike}
 
 
 def shared(settings: DictConfig, place: str) -> dict[str, type]:
@@ -143,6 +148,11 @@ def unread(settings: DictConfig, known: set[str]) -> list[str]:
     found = {key for key in keys if key not in groups}
     found |= {f"{group}.{item}" for group in groups & keys.keys() for item in keys[group]}
     return sorted(found - known)
+
+
+def items(script: ModuleType) -> dict[str, type]:
+    """The settings dataclasses of a matrix stage's script, by item, where they differ."""
+    return dict(getattr(script, "SCHEMAS", {}))
 
 
 def schema(script: ModuleType, name: str) -> type:

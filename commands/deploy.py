@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from commands.compose import composed
 from commands.plan import ERROR, GB, TOO_MUCH, word
-from temper import envs, memory, params, plan, server
+from temper import envs, memory, params, plan, retention, server
 from temper.plan import Estimate, Run
 
 TARGET, LOCK = Path("deploy/release"), Path("dvc.lock")
@@ -108,6 +108,8 @@ def outs(cfg: Deploy, release: str) -> tuple[Out, Out | None]:
     if cfg.quant not in QUANTS:
         raise SystemExit(f"deploy.quant: '{cfg.quant}': the chart serves with vLLM: choose one of {', '.join(QUANTS)}")
     model = locked(release if cfg.quant == "bf16" else cfg.quant, cfg.name)
+    if cfg.quant != "bf16":
+        retention.require_released(cfg.quant)
     return model, locked(cfg.draft, "draft") if cfg.draft else None
 
 

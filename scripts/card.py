@@ -5,7 +5,7 @@ Reads   reports/ (metrics, curves, timing, graph.svg), data/evaluate/*.jsonl (an
 Writes  reports/model-card.md, reports/report.html, reports/comparisons.json, reports/mof.yml
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def main() -> None:
     graph = Path("reports/graph.svg").read_text(encoding="utf-8")
 
     judged = evaluation_matrix.judged(found.recipe, answers, cfg.confidence, cfg.seed)
-    openness = mof.document(cfg, datacard.used(datacard.counted(datacard.trained()), cfg), found.recipe)
+    offered = replace(found.recipe, formats=found.released)
+    openness = mof.document(cfg, datacard.used(datacard.counted(datacard.trained()), cfg), offered)
 
     Path("reports/mof.yml").write_text(mof.text(openness), encoding="utf-8")
     Path("reports/model-card.md").write_text(pages.card(found, cfg, judged, openness), encoding="utf-8")

@@ -93,11 +93,24 @@ def parameters(results: Results) -> str:
     return f"{millions:.0f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
 
 
-def gguf_line(results: Results) -> str:
-    """Size and true width of the quantized release in words."""
-    values = results.stages["quantize/gguf"]
-    width = f"{values['bits_per_weight']:.2f} bits a weight"
-    return f"{values['type']}, {values['bytes'] / 1e6:.0f} MB of {values['bf16_bytes'] / 1e6:.0f} MB, {width}"
+def quant_line(results: Results, name: str) -> str:
+    """Size, true width and loss of a quant in words."""
+    made, kept = results.stages[f"quantize/{name}"], results.stages[f"retention/{name}"]
+    size = f"{made['bytes'] / 1e6:.0f} MB of {made['bf16_bytes'] / 1e6:.0f} MB, {made['bits_per_weight']:.2f} bits a weight"
+    loss = f"{kept['exact_kept']:.0%} of exact answers kept, {kept['unchanged']:.0%} of answers unchanged, KL {kept['kl']:.2g}"
+    return f"{made.get('type', 'int4')}, {size}; {loss}"
+
+
+def quants(results: Results) -> dict[str, str]:
+    """The quants that are released, each in words, by the file or folder that is offered."""
+    file = {"gguf": "models/gguf/model.gguf"}
+    return {file.get(name, f"models/{name}"): quant_line(results, name) for name in results.released}
+
+
+def quantized(results: Results) -> str:
+    """Every quant in one sentence each: what it is, or why it is not released."""
+    offered = [f"{where}: {line}" for where, line in quants(results).items()]
+    return ". ".join(offered + [f"Not released: {name} ({why})" for name, why in results.withheld().items()]) or "none"
 
 
 def name_of(model: str) -> str:
@@ -160,13 +173,16 @@ def _tiles(results: Results) -> list[tuple[str, str, str]]:
     return [
         ("Exact answers", f"{exact[results.recipe.release]:.0%}", ", ".join(others)),
         ("Rows trained on", f"{rows:,}", f"of {ingested['seen'] - ingested.get('category_mismatched', 0):,} read"),
-        (
-            "Release",
-            f"{results.stages['quantize/gguf']['bytes'] / 1e6:.0f} MB",
-            results.stages["quantize/gguf"]["type"],
-        ),
+        *([_smallest(results)] if results.released else []),
         ("Speed", f"{speed(results, fastest):.0f} tokens/s", f"{fastest} requests at once"),
     ]
+
+
+def _smallest(results: Results) -> tuple[str, str, str]:
+    """The tile of the smallest quant that is released."""
+    sizes = {name: results.stages[f"quantize/{name}"]["bytes"] for name in results.released}
+    name = min(sizes, key=lambda one: sizes[one])
+    return "Smallest release", f"{sizes[name] / 1e6:.0f} MB", name.upper()
 
 
 def _inline(svg: str) -> str:
@@ -200,6 +216,6 @@ def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: A
         "about": about(cfg),
         "parameters": parameters(results),
         "percent": percent,
-        "gguf_line": gguf_line(results),
+        "quants": quants(results),
     }
     return environment.get_template(template).render(results=results, cfg=cfg, **shared, **more)

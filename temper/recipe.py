@@ -5,7 +5,8 @@ from pathlib import Path
 
 from temper import params
 
-OTHERS = ("variants", "release")
+OTHERS = ("variants", "release", "formats")
+FORMATS = ("gptq", "awq", "gguf")
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Recipe:
     """Evaluated, in this order; the first is what the others are compared with."""
     release: str
     """Quantized, measured, described by the card."""
+    formats: list[str]
+    """Of FORMATS: the quants that are made of the release."""
 
     def stages(self) -> list[str]:
         """The training stages that run, in the order of the graph."""
@@ -58,6 +61,10 @@ def load(path: Path = params.PARAMS) -> Recipe:
     for key, asked in (("variants", recipe.variants), ("release", [recipe.release])):
         if unmade := [name for name in asked if name not in made]:
             raise SystemExit(_unmade(path, key, unmade[0], made))
+    if unknown := [name for name in recipe.formats if name not in FORMATS]:
+        raise SystemExit(
+            f"{path}: recipe.formats names '{unknown[0]}', expected {', '.join(FORMATS)}: correct conf/recipe"
+        )
     if recipe.ppo and not recipe.reward:
         raise SystemExit(f"{path}: recipe.ppo needs a reward model: set recipe.reward in conf/recipe")
     readers = [name for name in ("dpo", "kto", "orpo", "reward") if getattr(recipe, name)]

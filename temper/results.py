@@ -17,7 +17,7 @@ DATA_STAGES = ("ingest", "dedup", "quality", "pii", "split", "contamination", "m
 class Results:
     recipe: Recipe
     stages: dict[str, Values]
-    """Metrics by stage: base, ingest, …, `training/sft`, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`."""
+    """Metrics by stage: base, ingest, …, `training/sft`, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`, `retention/gguf`."""
     timing: dict[str, Values]
     """reports/timing/ by the same names: seconds, peak memory and the hardware that took them."""
     curves: dict[str, list[dict[str, str]]]
@@ -59,6 +59,16 @@ class Results:
         keys = self.stages["bench/bf16"]
         return sorted(int(key[1:].split("_")[0]) for key in keys if key.endswith("_tokens_per_second"))
 
+    @property
+    def released(self) -> list[str]:
+        """The quants that kept enough of the release to be offered."""
+        return [name for name in self.recipe.formats if self.stages[f"retention/{name}"]["released"]]
+
+    def withheld(self) -> dict[str, str]:
+        """Why each of the other quants is not."""
+        others = [name for name in self.recipe.formats if name not in self.released]
+        return {name: self.stages[f"retention/{name}"]["withheld"] for name in others}
+
     def minutes(self) -> float:
         """Minutes that all stages took together."""
         return sum(values["seconds"] for values in self.timing.values()) / 60
@@ -79,7 +89,8 @@ def load(chosen: Recipe, folder: Path = Path("reports")) -> Results:
 
 def _expected(chosen: Recipe) -> Iterator[str]:
     yield from ("base", *DATA_STAGES, "general", *(f"training/{name}" for name in chosen.stages()))
-    yield from ("quantize/gguf", "bench/bf16", *(f"evaluate/{variant}" for variant in chosen.variants))
+    yield from (f"{stage}/{name}" for stage in ("quantize", "retention") for name in chosen.formats)
+    yield from ("bench/bf16", *(f"evaluate/{variant}" for variant in chosen.variants))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

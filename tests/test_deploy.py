@@ -18,7 +18,7 @@ import yaml
 
 from commands import deploy
 from commands.compose import composed
-from temper import envs, plan, server
+from temper import envs, metrics, plan, server
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART, FETCH = ROOT / "deploy/chart", ROOT / "deploy/chart/files/fetch.py"
@@ -71,6 +71,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(deploy, "composed", lambda overrides: text_of(tuple(overrides)))
     Path("conf").symlink_to(ROOT / "conf")
     Path("params.yaml").write_text(text_of(()))
+    metrics.write("reports/retention/gptq.json", {"released": True, "withheld": ""})
     lock({"dpo": 272_585_991, "gptq": 120_000_000, "draft": 40_000_000})
     git("init", "--quiet")
     commit()
@@ -182,6 +183,11 @@ def test_a_remote_as_dvc_writes_it_is_found(checkout: Path, capsys: pytest.Captu
     commit()
     written()
     assert "names no remote" not in capsys.readouterr().out
+
+
+def test_a_quant_that_lost_too_much_is_not_served(checkout: Path) -> None:
+    metrics.write("reports/retention/gptq.json", {"released": False, "withheld": "exact_kept 0.91 < 0.97"})
+    assert refused("deploy.quant=gptq").startswith("models/gptq is not released (exact_kept 0.91 < 0.97): ")
 
 
 def test_a_draft_is_fetched_and_speculated_with(checkout: Path) -> None:

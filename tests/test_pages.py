@@ -16,7 +16,7 @@ from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
 VARIANTS = ["base", "sft", "dpo"]
-RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo")
+RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"])
 GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
@@ -50,6 +50,10 @@ def results() -> Results:
     stages["training/sft"] = {"train_loss": 0.2345, "eval_loss": 0.3456, "steps": 12}
     stages["training/dpo"] = {"train_loss": 0.6543, "steps": 5}
     stages["quantize/gguf"] = {"type": "Q4_K_M", "bytes": 105e6, "bf16_bytes": 270e6, "bits_per_weight": 6.21}
+    stages["quantize/gptq"] = {"bytes": 99e6, "bf16_bytes": 270e6, "bits_per_weight": 5.87}
+    kept = {"exact_kept": 0.98, "unchanged": 0.87, "kl": 0.0321, "kl_p99": 0.4, "perplexity_ratio": 1.04}
+    stages["retention/gguf"] = kept | {"released": True, "withheld": ""}
+    stages["retention/gptq"] = kept | {"exact_kept": 0.9, "released": False, "withheld": "exact_kept 0.9 < 0.97"}
     parts = {
         "tokens_per_second": 48.0,
         "ttft_p50_ms": 31.0,
@@ -91,7 +95,7 @@ def scored(row: int, right: bool, gold: dict[str, str] | None) -> dict[str, Any]
 
 
 def openness(card: Card = CARD) -> dict[str, Any]:
-    return mof.document(card, {"apache-2.0": ["bfcl-eval 1.0"]}, RECIPE)
+    return mof.document(card, {"apache-2.0": ["bfcl-eval 1.0"]}, replace(RECIPE, formats=["gguf"]))
 
 
 def carded(results: Results, card: Card = CARD) -> str:
@@ -128,6 +132,19 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
         assert figure in card, figure
     assert "7 near (dedup)" in card
     assert not re.search(r"\{\{|\{%|Undefined", card)
+
+
+def test_a_quant_that_lost_too_much_is_named_and_not_offered(results: Results) -> None:
+    card = carded(results)
+    assert "- `models/gguf/model.gguf`: Q4_K_M, 105 MB of 270 MB, 6.21 bits a weight; 98% of exact answers kept, 87% of" in card
+    assert "gptq is not released: exact_kept 0.9 < 0.97.\n" in card
+    assert "models/gptq" not in card
+    report = reported(results)
+    assert "<td>no: exact_kept 0.9 &lt; 0.97</td>" in report
+    assert "105 MB" in report and "99 MB" not in report
+    none = replace(results, recipe=replace(RECIPE, formats=[]))
+    assert "## Quantized releases\n\nNone.\n" in carded(none)
+    assert "Smallest release" not in reported(none)
 
 
 def test_the_hub_s_parser_takes_the_front_matter(results: Results) -> None:
@@ -174,6 +191,7 @@ def test_every_measure_of_the_table_is_compared() -> None:
 def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     places = {name: replace(place, where=[f"reports/{name}"]) for name, place in CARD.openness.components.items()}
+    places["model_parameters_final"] = CARD.openness.components["model_parameters_final"]
     cfg = replace(CARD, openness=replace(CARD.openness, components=places))
     for name in VARIANTS:
         rows = [one | scored(row, name == "dpo", None) for row in range(9) for one in answers()[name]]
@@ -193,6 +211,8 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
     assert values["dpo_over_base_exact_verdict"] == "better"
     assert all("better: +100.0" in text for text in (card, report))
     written = yaml.safe_load((tmp_path / "reports/mof.yml").read_text())
+    paths = {one["name"]: one["component_path"] for one in written["release"]["components"]}
+    assert paths["Model parameters (Final)"] == "models/dpo, models/gguf", "a quant that is withheld is not released"
     licences = {one["name"]: one["license"] for one in written["release"]["components"]}
     assert (licences["Training code"], licences["Model card"]) == ("MIT", "MIT")
     assert licences["Datasets"] == "Apache-2.0 AND MIT"  # of a row and of its source

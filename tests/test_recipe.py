@@ -40,6 +40,7 @@ WRONG = {
     "dpo=[dpo]": "recipe.dpo names 'dpo'",
     "dpo=[base,sft]": "a stage starts from one model",
     "preferences=[]": "recipe.dpo needs pairs",
+    "formats=[gguf,exl2]": "recipe.formats names 'exl2', expected gptq, awq, gguf",
     "ppo=[sft]": "recipe.ppo needs a reward model",
 }
 
