@@ -5,12 +5,14 @@ after correction for the number of comparisons. Other checks hold a figure of re
 be asked of a recipe, such as a report that no stage of it writes, is skipped by name.
 """
 
+import hashlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from temper import comparisons, evaluation_matrix, forgetting, metrics, released
 from temper.comparisons import WORSE
@@ -19,7 +21,7 @@ from temper.recipe import Recipe
 from temper.records import Row
 from temper.released import Released
 
-REPORT = Path("reports/gate.json")
+REPORT, LOCK = Path("reports/gate.json"), Path("dvc.lock")
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 ACTIONS = ("stop", "report")
 Values = Mapping[str, Any]
@@ -82,14 +84,10 @@ def golden_parity(last: Released, now: Iterable[Row], confidence: float, seed: i
         why = f"no golden row in common with {last.version}" if last.version else "nothing was released before"
         yield from (skipped(f"golden_{measure}", why, "not worse") for measure in released.MEASURES)
         return
-    family = {
-        measure: comparisons.difference(
-            *(np.array([[float(of[name][measure]) for name in shared]]) for of in (scores, last.golden)),
-            confidence,
-            seed,
-        )
-        for measure in released.MEASURES
-    }
+    family = {}
+    for measure in released.MEASURES:
+        after, before = (np.array([[float(of[name][measure]) for name in shared]]) for of in (scores, last.golden))
+        family[measure] = comparisons.difference(after, before, confidence, seed)
     for measure, verdict in comparisons.judged(family, confidence).items():
         yield judged(f"golden_{measure}", verdict, answer, f" than {last.version}")
 
@@ -159,6 +157,23 @@ def table(values: Values) -> list[tuple[str, float | str, str, str]]:
     """(check, value, limit, verdict) of reports/gate.json, by name."""
     names = [key.removesuffix("_verdict") for key in sorted(values) if key.endswith("_verdict")]
     return [(name, *(values[f"{name}_{part}"] for part in ("value", "limit", "verdict"))) for name in names]
+
+
+def locked() -> dict[str, Any]:
+    """The stages of dvc.lock, none where nothing ran yet."""
+    return yaml.load(LOCK.read_text(), Loader=yaml.CSafeLoader)["stages"] if LOCK.is_file() else {}
+
+
+def require(then: str) -> None:
+    """Exit unless the run that dvc.lock records passed the gate; `then` is what to run after it does."""
+    remedy = f"run `make gate`, commit dvc.lock and reports/, then `{then}`"
+    outs = [out for out in locked().get("gate", {}).get("outs", []) if out["path"] == str(REPORT)]
+    if not outs or not REPORT.is_file() or hashlib.md5(REPORT.read_bytes()).hexdigest() != outs[0]["md5"]:
+        raise SystemExit(f"{REPORT}: not the verdict on what {LOCK} has: {remedy}")
+    values = metrics.read(REPORT)
+    if values[FAILED]:
+        failed = ", ".join(name for name, *_, verdict in table(values) if verdict == FAILED)
+        raise SystemExit(f"{REPORT}: failed: {failed}: mend it (`make gate` says how), {remedy}")
 
 
 def stop(checks: Sequence[Check], action: str) -> None:

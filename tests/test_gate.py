@@ -1,8 +1,10 @@
 """The gate stops what got worse, names it and what to do, and lets a sound release through."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("conf").symlink_to(ROOT / "conf")
     for name in ("dvc.yaml", "reports/contamination.json", "reports/bench/bf16.json", "reports/quantize/gguf.json"):
         copy(name)
-    Path("params.yaml").write_text(composed([]))
+    Path("params.yaml").write_text(text_of())
     for variant, right in (("base", 0.0), ("sft", 0.55), (RELEASE, 0.54)):
         copy(f"reports/evaluate/{variant}.json")
         records.write(f"data/evaluate/{variant}.jsonl", scored(ROWS, right, valid=0.97 if right else 0.0))
@@ -37,6 +39,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         records.write(f"data/mix/{split}.jsonl", [asking(f"row {number}-{row}") for row in range(9)])
     released.FILE.write_text(released.text("v0.1.0", scored(GOLDEN, 0.54)))
     return tmp_path
+
+
+@cache
+def text_of(*overrides: str) -> str:
+    return composed(list(overrides))
 
 
 def copy(name: str) -> None:
@@ -171,7 +178,7 @@ def test_a_required_figure_that_is_missing_fails(run: Path) -> None:
 
 
 def test_with_report_the_graph_goes_on_and_the_verdict_stays(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("params.yaml").write_text(composed(["gate=report"]))
+    Path("params.yaml").write_text(text_of("gate=report"))
     edited("bench/bf16", c1_itl_p99_ms=250.0)()
     stage.main()
     assert metrics.read(gate.REPORT)["failed"] == 1
@@ -188,7 +195,7 @@ def test_before_the_first_release_and_with_other_data_parity_is_skipped_by_name(
 
 
 def test_a_base_that_is_released_as_it_is_is_compared_with_nothing(run: Path) -> None:
-    Path("params.yaml").write_text(composed(["recipe=adapter", "gate=report"]))
+    Path("params.yaml").write_text(text_of("recipe=adapter", "gate=report"))
     stage.main()
     values = metrics.read(gate.REPORT)
     assert values["exact_verdict"] == SKIPPED
@@ -198,7 +205,7 @@ def test_a_base_that_is_released_as_it_is_is_compared_with_nothing(run: Path) ->
 def test_a_limit_without_a_bound_and_an_unknown_action_are_refused(run: Path) -> None:
     with pytest.raises(SystemExit, match=r"^gate\.limits\.speed: neither least nor most"):
         gate.held("speed", gate.Limit("bench/bf16", "x", None, None, True, "none"), {"x": 1})
-    Path("params.yaml").write_text(composed(["gate.action=warn"]))
+    Path("params.yaml").write_text(text_of("gate.action=warn"))
     with pytest.raises(SystemExit, match=r"^gate\.action is 'warn': choose stop or report"):
         stage.main()
 
@@ -212,7 +219,7 @@ def test_a_lost_record_of_the_last_release_names_its_remedy(run: Path) -> None:
 
 def test_the_committed_figures_are_within_the_limits() -> None:
     cfg = params.load("gate", stage.Gate)
-    own = {"forgetting": {"change_high": 0.0}, "overlap": {"rows": 0}}
+    own: dict[str, gate.Values] = {"forgetting": {"change_high": 0.0}, "overlap": {"rows": 0}}
     made = {out for one in graph.stages() for out in one.outs}
     checks = list(gate.limits(cfg.limits, own, made))
     assert [check.line() for check in checks if check.verdict == FAILED] == []
@@ -235,3 +242,23 @@ def test_a_failed_gate_stops_the_graph_before_the_card() -> None:
 def test_released_keeps_what_parity_needs_and_nothing_else() -> None:
     found = json.loads(released.text("v1.0.0", [row | {"output": "x"} for row in scored(1, 1.0)]))
     assert found == {"version": "v1.0.0", "golden": {"000": {"exact": True, "valid_json": True, "argument_f1": 1.0}}}
+
+
+def test_only_a_committed_run_whose_gate_passed_is_released_or_deployed(run: Path) -> None:
+    stage.main()
+    for lock in ("stages: {}", locked("0")):
+        gate.LOCK.write_text(lock)
+        with pytest.raises(
+            SystemExit, match=r"reports/gate\.json: not the verdict .*`make gate`.*then `make release`$"
+        ):
+            gate.require("make release")
+    gate.LOCK.write_text(locked(hashlib.md5(gate.REPORT.read_bytes()).hexdigest()))
+    gate.require("make release")
+    metrics.write(gate.REPORT, metrics.read(gate.REPORT) | {"failed": 1, "latency_token_verdict": FAILED})
+    gate.LOCK.write_text(locked(hashlib.md5(gate.REPORT.read_bytes()).hexdigest()))
+    with pytest.raises(SystemExit, match=r"failed: latency_token: mend it"):
+        gate.require("make deploy")
+
+
+def locked(md5: str) -> str:
+    return f"stages: {{gate: {{outs: [{{path: reports/gate.json, md5: '{md5}'}}]}}}}"
