@@ -17,16 +17,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import dvc.api
 import yaml
 from dvc.exceptions import DvcException
 from gto import api as gto
 from gto.exceptions import GTOException
+from gto.versions import SemVer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from commands import deploy
 from commands.summary import WIDTH, table
 from temper import gate, pages, params, records, released
 from temper.recipe import Recipe
@@ -90,14 +91,14 @@ def release(version: str | None = None) -> None:
         raise SystemExit(
             "dvc.lock: is of other code, settings or data (`dvc status`): run `make repro`, commit, then `make release`"
         )
-    if not git("config", "--file", ".dvc/config", "--default", "", "core.remote").strip():
+    if not deploy.remote():
         raise SystemExit(
             ".dvc/config: no remote to fetch a release from: `dvc remote add --default NAME URL`, and commit it"
         )
-    last = gto.find_latest_version(".", ARTIFACT)
-    if last and released.read().version not in versions():
+    known = versions()
+    if known and released.read().version not in known:
         raise SystemExit(
-            f"{released.FILE}: not of a release: `python -m commands.registry baseline {last.version}`, `make gate`, commit"
+            f"{released.FILE}: not of a release: `python -m commands.registry baseline {known[-1]}`, `make gate`, commit"
         )
     if (pushed := dvc_("push")).returncode:
         raise SystemExit(f"dvc push: {' '.join(pushed.stderr.split())}: mend the remote, then `make release`")
@@ -161,9 +162,11 @@ def assigned(stage: str) -> list[str]:
 
 
 def versions() -> list[str]:
-    """Of every release, the oldest first."""
-    found = gto.show(".", ARTIFACT, registered_only=True)
-    return [str(one["version"]) for one in reversed(found)]
+    """Of every release, the lowest first."""
+    if not git("tag", "--list", f"{ARTIFACT}@*"):
+        return []  # of which GTO knows no artifact yet
+    found = (str(one["version"]) for one in gto.show(".", ARTIFACT, registered_only=True))
+    return [one.version for one in sorted(map(SemVer, found))]
 
 
 def lineage(version: str) -> Lineage:

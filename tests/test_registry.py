@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -38,7 +39,7 @@ GRAPH = {
     },
     "artifacts": {"model": {"path": "models/${recipe.release}", "type": "model"}},
 }
-RECIPE = dict.fromkeys(("sft", "preferences", "kto", "orpo", "reward", "ppo", "grpo"), []) | {
+RECIPE: dict[str, Any] = {key: [] for key in ("sft", "preferences", "kto", "orpo", "reward", "ppo", "grpo")} | {
     "dpo": ["base"],
     "variants": ["base", "dpo"],
     "release": "dpo",
