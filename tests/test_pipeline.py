@@ -229,7 +229,7 @@ def test_another_beta_trains_no_sft_and_is_tracked_offline(run: Run) -> None:
     commit(run.root)
     changes = ("experiment=smoke", "dpo.beta=0.2", "tracking=wandb-offline")
     text = run.complete("dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
-    assert stages_run(text) == {"dpo@sft", "quantize@gguf", "bench@bf16", "evaluate@dpo", "card"}
+    assert stages_run(text) == {"dpo@sft", "quantize@gguf", "bench@bf16", "evaluate@dpo", "gate", "card", "scorecard"}
     assert list((run.root / "wandb").glob("offline-run-*/*.wandb"))
 
 

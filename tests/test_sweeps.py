@@ -45,13 +45,15 @@ for out in stage.outs:
         path.write_text('{"digest": "%s"}' % digest)
     else:
         path.mkdir(parents=True)
-        for name in ("train", "validation", "test", "preferences", "rl"):
+        for name in ("train", "validation", "test", "golden", "preferences", "rl"):
             (path / f"{name}.jsonl").write_text(digest)
 with open(Path(__file__).parent / "ran.log", "a") as log:
     log.write(sys.argv[1] + "\\n")
 '''
 
-AFTER_DPO = {"dpo@sft", "quantize@gguf", "bench@bf16", "evaluate@dpo", "card"}
+LAST = {"gate", "card", "scorecard"}
+RELEASED = LAST | {"quantize@gguf", "bench@bf16"}
+AFTER_DPO = RELEASED | {"dpo@sft", "evaluate@dpo"}
 AFTER_SFT = AFTER_DPO | {"sft@base", "preferences@sft", "evaluate@sft"}
 AUDITED = AFTER_SFT | {"audit", "datacard", "evaluate@base"}
 AFTER_SPLIT = AUDITED | {"split", "contamination", "mix"}
@@ -138,11 +140,11 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("sft.lora.rank=4", AFTER_SFT),
         ("model=qwen3-8b", BASE_MODEL),
         ("seed=3", SEEDED),
-        ("recipe=sft", {"quantize@gguf", "bench@bf16", "card"}),
-        ("recipe=orpo", {"preferences@base", "orpo@base", "evaluate@orpo", "quantize@gguf", "bench@bf16", "card"}),
-        ("recipe=sft-dpo-grpo", {"grpo@dpo", "evaluate@grpo", "quantize@gguf", "bench@bf16", "card"}),
+        ("recipe=sft", RELEASED),
+        ("recipe=orpo", RELEASED | {"preferences@base", "orpo@base", "evaluate@orpo"}),
+        ("recipe=sft-dpo-grpo", RELEASED | {"grpo@dpo", "evaluate@grpo"}),
         ("split.seed=3", AFTER_SPLIT),
-        ("bench.bf16.max_tokens=16", {"bench@bf16", "card"}),
+        ("bench.bf16.max_tokens=16", LAST | {"bench@bf16"}),
         ("hardware.runtime.threads=1", set()),
         ("executor=ray", set()),
         ("tracking=wandb-offline", set()),
