@@ -3,12 +3,15 @@
 import hashlib
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from commands.compose import composed
 from scripts import gate as stage
@@ -237,6 +240,26 @@ def test_what_the_checks_read_is_a_dep_of_the_stage() -> None:
 
 def test_a_failed_gate_stops_the_graph_before_the_card() -> None:
     assert ("gate", "card") in graph.edges(graph.stages())
+
+
+@pytest.mark.slow
+def test_what_a_failed_gate_wrote_stays_and_what_follows_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outs = {"reports/gate.json": {"cache": False}}
+    failing = {"cmd": "mkdir -p reports && echo 1 > reports/gate.json && exit 1", "metrics": [outs]}
+    card = {"cmd": "echo card > card.md", "deps": ["reports/gate.json"], "outs": ["card.md"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"gate": failing, "card": card}}))
+    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(command, check=True)
+    for _ in range(2):  # nor is it taken for done
+        done = subprocess.run([sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "Running stage 'gate'" in done.stdout
+        assert Path("reports/gate.json").read_text() == "1\n"
+        assert not Path("card.md").exists()
+    assert not gate.LOCK.exists()
 
 
 def test_released_keeps_what_parity_needs_and_nothing_else() -> None:
