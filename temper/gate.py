@@ -6,6 +6,8 @@ be asked of a recipe, such as a report that no stage of it writes, is skipped by
 """
 
 import hashlib
+import math
+import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from temper import comparisons, evaluation_matrix, forgetting, metrics, released
+from temper import comparisons, evaluation_matrix, forgetting, metrics, record, released
 from temper.comparisons import WORSE
 from temper.evaluation_matrix import Asked, Matrix
 from temper.recipe import Recipe
@@ -65,6 +67,9 @@ def not_worse(measures: Iterable[str], recipe: Recipe, matrix: Matrix, answer: s
     """The release against the base and against what it was trained from, by the verdicts of the evaluation matrix."""
     against = [before for variant, before in evaluation_matrix.pairs(recipe) if variant == recipe.release]
     for measure in measures:
+        if measure not in evaluation_matrix.MEASURES:
+            known = ", ".join(evaluation_matrix.MEASURES)
+            raise SystemExit(f"gate.not_worse: '{measure}' is no measure: choose of {known} in conf/gate")
         if not against:
             yield skipped(measure, f"{recipe.release} is what the others are compared with", "not worse")
         for before in against:
@@ -111,8 +116,8 @@ def held(name: str, limit: Limit, values: Values | None) -> Check:
         why = "no stage of this recipe writes it" if values is None else f"has no {limit.key}"
         missing = f"reports/{limit.report}.json: {why}"
         return Check(name, missing, " and ".join(bounds), FAILED if limit.required else SKIPPED, limit.remedy)
-    value = float(values[limit.key])
-    # A figure that is no number is within no limit.
+    # What is no number is within no limit.
+    value = float(values[limit.key]) if isinstance(values[limit.key], int | float) else math.nan
     within = (limit.least is None or value >= limit.least) and (limit.most is None or value <= limit.most)
     return Check(name, value, " and ".join(bounds), PASSED if within else FAILED, limit.remedy)
 
@@ -133,16 +138,13 @@ def forgotten(base: Sequence[Row], release: Sequence[Row]) -> Values:
 
 
 def overlap(trained: Iterable[Row], held_out: Iterable[Row]) -> Values:
-    """`rows`: how many of what is trained on ask, word for word, what a test or golden row asks; case and spaces aside."""
-    asked = {asked_by(row) for row in held_out}
-    return {"rows": sum(asked_by(row) in asked for row in trained)}
+    """`rows`: how many of what is trained on ask, word for word, what a held-out row asks; case, Unicode form and spaces aside."""
+    asked = {_asked(row) for row in held_out} - {""}
+    return {"rows": sum(_asked(row) in asked for row in trained)}
 
 
-def asked_by(row: Row) -> str:
-    """The turns before an answer, or a text, in one form."""
-    turns = row.get("messages") or [{"role": "", "content": row.get("text", "")}]
-    answered = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    return "\n".join(" ".join(str(turn["content"]).casefold().split()) for turn in answered)
+def _asked(row: Row) -> str:
+    return " ".join(unicodedata.normalize("NFKC", record.subject(row)).casefold().split())
 
 
 def report(checks: Sequence[Check]) -> dict[str, Any]:

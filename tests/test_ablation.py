@@ -417,7 +417,7 @@ for out in map(Path, stage.outs):
     if not out.suffix:
         out.mkdir(parents=True)
         names = ["model.safetensors", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
-        names += [f"{name}.jsonl" for name in ("train", "validation", "test", "preferences")]
+        names += [f"{name}.jsonl" for name in ("train", "validation", "test", "golden", "preferences")]
         for name in names:
             (out / name).write_text(digest)
         continue

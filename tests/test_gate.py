@@ -211,6 +211,9 @@ def test_a_limit_without_a_bound_and_an_unknown_action_are_refused(run: Path) ->
     Path("params.yaml").write_text(text_of("gate.action=warn"))
     with pytest.raises(SystemExit, match=r"^gate\.action is 'warn': choose stop or report"):
         stage.main()
+    Path("params.yaml").write_text(text_of("gate.not_worse=[exakt]"))
+    with pytest.raises(SystemExit, match=r"^gate\.not_worse: 'exakt' is no measure: choose of exact, "):
+        stage.main()
 
 
 def test_a_lost_record_of_the_last_release_names_its_remedy(run: Path) -> None:

@@ -170,7 +170,7 @@ def test_killed_in_every_stage_the_graph_still_completes(run: Run) -> None:
         text = run.complete("dvc", "repro", stage.name)
         resumed[stage.name] = "resuming from step" in text
         assert all((run.root / out).is_file() for out in stage.outs if out.startswith("reports/timing/"))
-    assert len(missed) <= 2, missed
+    assert len(missed) <= 4, missed  # of which the gate and the scorecard write last of all they do
     assert resumed["sft@base"]
     assert resumed["dpo@sft"]
     assert "up to date" in run.complete("dvc", "repro")
