@@ -138,6 +138,11 @@ def repository(cfg: Deploy) -> str:
         raise SystemExit(
             "deploy.repository: null, and git has no remote `origin`: name the address that your cluster clones"
         )
+    return without_login(address)
+
+
+def without_login(address: str) -> str:
+    """An address of git without the name and the token that it may carry."""
     parts = urlsplit(address)
     return (
         urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -5,10 +5,11 @@
     python -m commands.registry rollback STAGE           put back what was in a stage before
     python -m commands.registry list                     every release with what it is made of
     python -m commands.registry baseline VERSION         write reports/released.json anew
+    python -m commands.registry mirror VERSION           tell MLflow again
 
 What a release is stands in git alone: dvc.lock has the hashes of its data and models, params.yaml its settings, reports/ its
 scores. Its bytes are in DVC's remote. The golden scores that the gate holds the next release against are written after each
-release or rollback, to be committed.
+release or rollback, to be committed. Where MLFLOW_TRACKING_URI names a server, MLflow is told of releases and stages too.
 """
 
 import hashlib
@@ -29,12 +30,13 @@ from rich.console import Console
 
 from commands import deploy
 from commands.summary import WIDTH, table
-from temper import gate, pages, params, records, released
+from temper import gate, mlflow, pages, params, records, released
 from temper.recipe import Recipe
 
 ARTIFACT = "model"  # of `artifacts` in dvc.yaml
 USAGE = (
-    "python -m commands.registry release [VERSION] | promote STAGE [VERSION] | rollback STAGE | list | baseline VERSION"
+    "python -m commands.registry release [VERSION] | promote STAGE [VERSION] | rollback STAGE | list | "
+    "baseline VERSION | mirror VERSION"
 )
 
 
@@ -68,6 +70,7 @@ def main(arguments: list[str]) -> None:
         "rollback": (rollback, range(1, 2)),
         "list": (show, range(1)),
         "baseline": (baseline, range(1, 2)),
+        "mirror": (mirror, range(1, 2)),
     }
     command, *rest = arguments or [""]
     if command not in known or len(rest) not in known[command][1]:
@@ -108,6 +111,25 @@ def release(version: str | None = None) -> None:
     )
     print(f"  anyone with the remote: dvc artifacts get <repository> {ARTIFACT} --rev {tagged}")
     baseline(tagged)
+    mirror(tagged)
+
+
+def mirror(version: str) -> None:
+    """Tell MLflow of a release, where a server is configured."""
+    address = mlflow.server()
+    if not address:
+        return
+    found = lineage(version)
+    tags = {key: getattr(found, key) for key in ("version", "commit", "trained", "data", "model", "params", "exact", "gate")}
+    origin = git("config", "--default", ".", "remote.origin.url").strip()
+    source = f"{deploy.without_login(origin)}@{ARTIFACT}@{version}"
+    try:
+        number = mlflow.register(address, ARTIFACT, version, source, tags)
+    except mlflow.Refused as refused:
+        raise SystemExit(
+            f"MLflow: {refused}: {version} is released all the same: `python -m commands.registry mirror {version}` repeats"
+        ) from None
+    print(f"  MLflow: version {number} of {ARTIFACT}")
 
 
 def promote(stage: str, version: str | None = None) -> None:
@@ -151,6 +173,11 @@ def assign(stage: str, version: str) -> None:
     # Forced, since a release that comes back to a stage was in it before.
     gto.assign(".", ARTIFACT, stage, version=version, force=True)
     print(f"{stage}: {ARTIFACT}@{version}; `git push --tags` publishes it")
+    if address := mlflow.server():
+        try:
+            mlflow.promote(address, ARTIFACT, version, stage)
+        except mlflow.Refused as refused:
+            print(f"  MLflow: {refused}: {stage} is not moved there (`python -m commands.registry mirror {version}`?)")
 
 
 def assigned(stage: str) -> list[str]:
