@@ -5,9 +5,9 @@ export PATH := $(MAIN)/bin:$(PATH)
 # Two at a time, on any machine: most of an engine's time is one core's, and each may take 8 GB. Waiting threads must not spin then.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention bench evaluate card
+STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention bench evaluate gate card scorecard
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps serve $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -71,6 +71,18 @@ launch: env-main ## Write a job for a cluster (ARGS="slurm hardware=gpu8"; skypi
 
 deploy: env-main ## Write what serves the released model: Helm values, settings of compose and systemd (ARGS="hardware=gpu1")
 	@python -m commands.deploy $(ARGS)
+
+release: env-main ## Tag HEAD as a release of the model, if its gate passed (VERSION=v1.0.0, or the next patch)
+	@python -m commands.registry release $(VERSION)
+
+promote: env-main ## Put a release in a stage of deployment (STAGE=prod VERSION=v1.0.0, or the last one)
+	@python -m commands.registry promote $(STAGE) $(VERSION)
+
+rollback: env-main ## Put back the release that was in a stage before (STAGE=prod)
+	@python -m commands.registry rollback $(STAGE)
+
+releases: env-main ## List the releases: stages, commit, hashes of data, model and parameters, scores
+	@python -m commands.registry list
 
 smoke-train: setup ## 100 steps on a tenth of the rows, with the real settings: speed, loss, memory, health
 	@python -m commands.smoke_train $(ARGS)

@@ -22,10 +22,10 @@ from omegaconf import DictConfig
 
 from commands.compose import composed
 from commands.plan import ERROR, GB, TOO_MUCH, word
-from temper import envs, memory, params, plan, retention, server
+from temper import envs, gate, memory, params, plan, retention, server
 from temper.plan import Estimate, Run
 
-TARGET, LOCK = Path("deploy/release"), Path("dvc.lock")
+TARGET = Path("deploy/release")
 TRACKED = ("dvc.lock", "params.yaml", ".dvc/config")  # that a cluster reads of the commit
 MODELS = Path("/var/lib/temper/models")  # in the chart's containers, in compose's, and on a host under systemd
 DRAIN_SECONDS = 120  # that answers begun may take when the server is asked to end
@@ -70,6 +70,7 @@ def main(overrides: list[str]) -> None:
     run = plan.prepared(composed(overrides))
     cfg = params.fitted(run.settings, "deploy", Deploy, "conf/")
     revision = committed()
+    gate.require("make deploy")
     written = values(run, cfg, revision)
     TARGET.mkdir(parents=True, exist_ok=True)
     (TARGET / "values.yaml").write_text(yaml.safe_dump(written, sort_keys=False, width=1000), encoding="utf-8")
@@ -116,10 +117,9 @@ def outs(cfg: Deploy, release: str) -> tuple[Out, Out | None]:
 def locked(name: str, served: str) -> Out:
     """models/<name> of dvc.lock, served from a folder named `served`."""
     path = f"models/{name}"
-    stages = yaml.load(LOCK.read_text(), Loader=yaml.CSafeLoader)["stages"] if LOCK.is_file() else {}
-    found = [out for stage in stages.values() for out in stage.get("outs", []) if out["path"] == path]
+    found = [out for stage in gate.locked().values() for out in stage.get("outs", []) if out["path"] == path]
     if not found:
-        raise SystemExit(f"{LOCK}: no out {path}: run `make repro`, or correct recipe and deploy in conf/")
+        raise SystemExit(f"{gate.LOCK}: no out {path}: run `make repro`, or correct recipe and deploy in conf/")
     md5 = str(found[0]["md5"])
     return Out(path, md5, int(found[0]["size"]), str(MODELS / md5[:12] / served))
 
@@ -140,6 +140,11 @@ def repository(cfg: Deploy) -> str:
         raise SystemExit(
             "deploy.repository: null, and git has no remote `origin`: name the address that your cluster clones"
         )
+    return without_login(address)
+
+
+def without_login(address: str) -> str:
+    """An address of git without the name and the token that it may carry."""
     parts = urlsplit(address)
     return (
         urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

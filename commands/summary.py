@@ -57,6 +57,7 @@ def closing(found: Results) -> list[str]:
         f"took        {found.minutes():.0f} minutes in all stages, on {found.hardware()}",
         "model card  reports/model-card.md",
         "report      reports/report.html",
+        "scorecard   reports/scorecard.md",
         "chat        make chat",
     ]
 

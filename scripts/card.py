@@ -1,6 +1,6 @@
 """Write the model card, the HTML report of the run, the verdicts between its variants, and how open the release is.
 
-Reads   reports/ (metrics, curves, timing, graph.svg), data/evaluate/*.jsonl (answers, likelihoods), LICENSE,
+Reads   reports/ (metrics, curves, timing, the gate's verdict, graph.svg), data/evaluate/*.jsonl (answers, likelihoods), LICENSE,
         data/audit/train.jsonl, data/mix (licences of what is trained on)
 Writes  reports/model-card.md, reports/report.html, reports/comparisons.json, reports/mof.yml
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from temper import datacard, evaluation_matrix, metrics, mof, pages, params, recipe, records, results, stage
+from temper import datacard, evaluation_matrix, gate, metrics, mof, pages, params, recipe, records, results, stage
 
 
 @dataclass
@@ -53,8 +53,9 @@ def main() -> None:
     offered = replace(found.recipe, formats=found.released)
     openness = mof.document(cfg, datacard.used(datacard.counted(datacard.trained()), cfg), offered)
 
+    described = pages.card(found, cfg, judged, openness, metrics.read(gate.REPORT))
     Path("reports/mof.yml").write_text(mof.text(openness), encoding="utf-8")
-    Path("reports/model-card.md").write_text(pages.card(found, cfg, judged, openness), encoding="utf-8")
+    Path("reports/model-card.md").write_text(described, encoding="utf-8")
     page = pages.report(found, cfg, judged, openness, answers, likelihoods, graph)
     Path("reports/report.html").write_text(page, encoding="utf-8")
     metrics.write("reports/comparisons.json", evaluation_matrix.values(judged))

@@ -1,7 +1,7 @@
 """Score a variant with lm-evaluation-harness: held-out rows (exact calls, argument F1, valid JSON, abstention), and perplexity.
 
-Reads   models/<variant>, data/mix/test.jsonl, data/general.jsonl
-Writes  data/evaluate/<variant>.{jsonl,yaml} (samples, what was run), data/evaluate/<variant>-likelihoods.jsonl,
+Reads   models/<variant>, data/mix/test.jsonl, data/mix/golden.jsonl, data/general.jsonl
+Writes  data/evaluate/<variant>.{jsonl,yaml} (samples, what was run), data/evaluate/<variant>-{golden,likelihoods}.jsonl,
         reports/evaluate/<variant>.json
 """
 
@@ -15,7 +15,7 @@ import yaml
 from temper import harness, intervals, metrics, params, records, stage, vllm
 from temper.records import Row
 
-TEST, GENERAL = Path("data/mix/test.jsonl"), Path("data/general.jsonl")
+TEST, GOLDEN, GENERAL = Path("data/mix/test.jsonl"), Path("data/mix/golden.jsonl"), Path("data/general.jsonl")
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Evaluate:
     confidence: float
     """Of the intervals."""
     limit: int | None
-    """Rows, and passages of general text, for small runs; null for all."""
+    """Rows of each set, and passages of general text, for small runs; null for all."""
     domain: int
     """Rows, spread over the test split, whose answers' likelihood is measured."""
     seed: int
@@ -35,7 +35,7 @@ class Evaluate:
 def main() -> None:
     variant = sys.argv[1]
     cfg = params.load("evaluate", Evaluate)
-    rows = [row for row in records.read(TEST) if "gold" in row][: cfg.limit]
+    rows, golden = ([row for row in records.read(file) if "gold" in row][: cfg.limit] for file in (TEST, GOLDEN))
     if not rows:
         raise SystemExit(
             f"{TEST}: no rows with a gold call to evaluate on: raise split.test or evaluate.limit, or add such a source in conf/"
@@ -47,12 +47,13 @@ def main() -> None:
 
     vllm.require_build()
     model = Path("models") / variant
-    found = harness.evaluate(model, rows, texts, cfg.dtype, cfg.max_tokens, cfg.seed, params.runtime())
+    found = harness.evaluate(model, rows, golden, texts, cfg.dtype, cfg.max_tokens, cfg.seed, params.runtime())
 
     records.write(f"data/evaluate/{variant}.jsonl", found.samples)
+    records.write(f"data/evaluate/{variant}-golden.jsonl", found.golden)
     records.write(f"data/evaluate/{variant}-likelihoods.jsonl", found.likelihoods)
     Path(f"data/evaluate/{variant}.yaml").write_text(yaml.safe_dump(found.config))
-    values = summary(found.samples, cfg.confidence, cfg.seed)
+    values = summary(found.samples, cfg.confidence, cfg.seed) | frozen(found.golden, cfg.confidence, cfg.seed)
     for task in texts:
         values |= perplexity(task, found.likelihoods, cfg.confidence, cfg.seed)
     metrics.write(f"reports/evaluate/{variant}.json", values)
@@ -78,6 +79,14 @@ def summary(samples: list[Row], confidence: float, seed: int) -> dict[str, float
         members = [one for one in samples if one["category"] == category]
         values |= {f"n_{category}": count} | rate(f"exact_{category}", members, "exact", confidence)
     return values
+
+
+def frozen(samples: list[Row], confidence: float, seed: int) -> dict[str, float]:
+    """`golden_…`: what the gate compares with the last release."""
+    values: dict[str, float] = {"golden_n": len(samples)}
+    for name in ("exact", "valid_json"):
+        values |= rate(f"golden_{name}", samples, name, confidence)
+    return values | intervals.mean("golden_argument_f1", [one["argument_f1"] for one in samples], confidence, seed)
 
 
 def perplexity(task: str, likelihoods: list[Row], confidence: float, seed: int) -> dict[str, float]:

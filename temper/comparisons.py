@@ -46,6 +46,14 @@ class Verdict:
     outcome: str
 
 
+def told(verdict: Verdict) -> str:
+    """`better: +12.3 (4.5 to 20.1), n = 167, p = 0.003`, in points; p is adjusted."""
+    interval = verdict.difference.interval
+    value, low, high = (100 * part for part in (interval.value, interval.low, interval.high))
+    p = "p < 0.001" if verdict.p < 0.001 else f"p = {verdict.p:.3f}"
+    return f"{verdict.outcome}: {value:+.1f} ({low:+.1f} to {high:+.1f}), n = {verdict.difference.items}, {p}"
+
+
 def difference(scores: Scores, baseline: Scores, confidence: float, seed: int) -> Difference:
     """How far `scores` are above `baseline`: seeds × items each, items in the same order; `seed` is of the resamples.
 

@@ -2,7 +2,7 @@
 
 `call` asks for an answer and scores it with the verifier; `abstain` compares likelihoods; `domain` has the likelihood of the
 reference answer. They read the prompt that training rendered. `general` has the likelihood of text that is none of the
-task's. Their definitions are in temper/tasks/.
+task's. Their definitions are in temper/tasks/. `golden` is `call` over the golden rows.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import tempfile
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from temper import calls, records, vllm
 from temper.records import Row
 
 TASKS = Path(__file__).parent / "tasks"
-SCORED, LIKELIHOODS = ("call", "abstain"), ("domain", "general")
+SCORED, LIKELIHOODS, GOLDEN = ("call", "abstain"), ("domain", "general"), "golden"
 AT_ONCE = 1_000_000  # requests handed to vLLM together, which batches them itself; "auto" ends in a division by zero off a terminal
 DECIMALS = 3  # of bits: what comes after changes with the batch
 Answered = dict[str, dict[str, Row]]
@@ -37,31 +38,45 @@ class Evaluation:
     """One a row, by id: what was asked, expected and answered, and every score."""
     likelihoods: list[Row]
     """One a text of `domain` and of `general`, by id: what it was and how likely."""
+    golden: list[Row]
+    """Samples of the golden rows, without `abstain`."""
     config: Row
     """What was run: tasks, versions, engine and template."""
 
 
 def evaluate(
-    model: Path, rows: list[Row], texts: Texts, dtype: str, max_tokens: int, seed: int, runtime: dict[str, Any]
+    model: Path,
+    rows: list[Row],
+    golden: list[Row],
+    texts: Texts,
+    dtype: str,
+    max_tokens: int,
+    seed: int,
+    runtime: dict[str, Any],
 ) -> Evaluation:
-    """Run all tasks with one engine: `domain` and `general` on their own `texts`, rows and passages, the others on `rows`."""
+    """Run all tasks with one engine: `domain` and `general` on their own `texts`, rows and passages, `golden` on the rows of that
+    name, which may be none, the others on `rows`."""
     with tempfile.TemporaryDirectory(prefix="temper-harness-") as folder:
         # `datasets` and lm_eval read these at import; the cache of this run is nobody else's.
         os.environ.update(HF_DATASETS_CACHE=folder, HF_DATASETS_OFFLINE="1", LMEVAL_LOG_LEVEL="ERROR")
         vllm.prepare(runtime)
         tokenizer = vllm.Tokenizer(model)
-        asked = [question(row, tokenizer.render(row["messages"][:-1])) for row in rows]
+        asked, frozen = (
+            [question(row, tokenizer.render(row["messages"][:-1])) for row in part] for part in (rows, golden)
+        )
         wanted = {row["id"] for row in texts["domain"]}
         records.write(Path(folder) / "rows.jsonl", asked)
+        records.write(Path(folder) / f"{GOLDEN}.jsonl", frozen)
         records.write(Path(folder) / "domain.jsonl", (one for one in asked if one["id"] in wanted))
         records.write(Path(folder) / "general.jsonl", texts["general"])
-        length = max(longest(asked, tokenizer, max_tokens), longest_passage(texts["general"], tokenizer))
+        length = max(longest(asked + frozen, tokenizer, max_tokens), longest_passage(texts["general"], tokenizer))
         engine = vllm.engine(dtype, length, seed, runtime)
-        tasks = definitions(max_tokens)
+        tasks = definitions(max_tokens, bool(golden))
         answered = _run(model, [local(task, Path(folder)) for task in tasks], engine, seed)
     return Evaluation(
         samples(rows, answered),
         likelihoods(texts, answered, tokenizer),
+        [sample(row, answered[GOLDEN][row["id"]]) for row in sorted(golden, key=lambda row: str(row["id"]))],
         config(model, tasks, engine, len(rows), tokenizer.wrapped.chat_template),
     )
 
@@ -93,17 +108,18 @@ def likelihood(question: Row, results: list[tuple[float, bool]]) -> dict[str, tu
     return {"bits_per_byte": (results[0][0], len(question["target"].encode()))}
 
 
-def definitions(max_tokens: int) -> list[Row]:
-    """The tasks of temper/tasks/, with the length of an answer put in."""
+def definitions(max_tokens: int, golden: bool = False) -> list[Row]:
+    """The tasks of temper/tasks/, with the length of an answer put in, and `golden` where there are such rows."""
     tasks: list[Row] = [yaml.safe_load((TASKS / f"{name}.yaml").read_text()) for name in (*SCORED, *LIKELIHOODS)]
     tasks[0]["generation_kwargs"]["max_gen_toks"] = max_tokens
-    return tasks
+    return [*tasks, *([deepcopy(tasks[0]) | {"task": GOLDEN}] if golden else [])]
 
 
 def local(task: Row, folder: Path) -> Row:
     """A task with what its definition cannot hold: where its rows are, and what is made of an answer."""
-    own: dict[str, Row] = {"call": {"process_results": scored}, "domain": {"process_results": likelihood}}
-    file = folder / f"{task['task'] if task['task'] in LIKELIHOODS else 'rows'}.jsonl"
+    own: dict[str, Row] = {name: {"process_results": scored} for name in ("call", GOLDEN)}
+    own["domain"] = {"process_results": likelihood}
+    file = folder / f"{'rows' if task['task'] in SCORED else task['task']}.jsonl"
     return task | {"dataset_kwargs": {"data_files": {task["test_split"]: str(file)}}} | own.get(task["task"], {})
 
 
@@ -127,23 +143,25 @@ def samples(rows: list[Row], answered: Answered) -> list[Row]:
     """Join what `call` and `abstain` say about each row; sorted by id."""
     made = []
     for row in sorted(rows, key=lambda row: str(row["id"])):
-        call, abstain = answered["call"][row["id"]], answered["abstain"][row["id"]]
-        made.append(
-            {
-                "id": row["id"],
-                "category": row["category"],
-                "request": row["messages"][-2]["content"],
-                "reference": row["messages"][-1]["content"],
-                "gold": row["gold"],
-                "output": call["filtered_resps"][0],
-                "exact": bool(call["exact"]),
-                "valid_json": bool(call["valid_json"]),
-                "argument_f1": call["argument_f1"],
-                "abstain": bool(abstain["acc"]),
-                "abstain_norm": bool(abstain["acc_norm"]),
-            }
-        )
+        abstain = answered["abstain"][row["id"]]
+        likelier = {"abstain": bool(abstain["acc"]), "abstain_norm": bool(abstain["acc_norm"])}
+        made.append(sample(row, answered["call"][row["id"]]) | likelier)
     return made
+
+
+def sample(row: Row, call: Row) -> Row:
+    """What `call` says about a row."""
+    return {
+        "id": row["id"],
+        "category": row["category"],
+        "request": row["messages"][-2]["content"],
+        "reference": row["messages"][-1]["content"],
+        "gold": row["gold"],
+        "output": call["filtered_resps"][0],
+        "exact": bool(call["exact"]),
+        "valid_json": bool(call["valid_json"]),
+        "argument_f1": call["argument_f1"],
+    }
 
 
 def likelihoods(texts: Texts, answered: Answered, tokenizer: vllm.Tokenizer) -> list[Row]:
@@ -174,9 +192,9 @@ def config(model: Path, tasks: list[Row], engine: dict[str, Any], rows: int, tem
 
 def _run(model: Path, tasks: list[Row], engine: dict[str, Any], seed: int) -> Answered:
     backend = _backend()(pretrained=str(model), batch_size=AT_ONCE, add_bos_token=False, **engine)
-    # Apart, so that scores do not move, in their last bits, with what else is asked about likelihoods.
-    parts = [[task for task in tasks if task["task"] in names] for names in (SCORED, LIKELIHOODS)]
-    return {name: found for part in parts for name, found in _simple(backend, part, seed).items()}
+    # Apart, so that scores do not move, in their last bits, with what else is asked.
+    parts = [[task for task in tasks if task["task"] in names] for names in (SCORED, LIKELIHOODS, (GOLDEN,))]
+    return {name: found for part in parts if part for name, found in _simple(backend, part, seed).items()}
 
 
 def _simple(backend: Any, tasks: list[Row], seed: int) -> Answered:

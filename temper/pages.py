@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from temper import evaluation_matrix, figures, forgetting
+from temper import comparisons, evaluation_matrix, figures, forgetting, gate
 from temper.comparisons import Verdict
 from temper.evaluation_matrix import Asked, Matrix
 from temper.recipe import MODELS as METHODS
@@ -28,9 +28,11 @@ CHARTED = ("exact", "call_exact", "null_exact", "valid_json")
 SAMPLES = 20
 
 
-def card(results: Results, cfg: Any, matrix: Matrix, openness: dict[str, Any]) -> str:
-    """The model card: Markdown with the front matter that the Hugging Face Hub parses; `openness` is reports/mof.yml."""
-    return _render("model-card.md.j2", results, cfg, matrix, trail=trail(results), openness=openness)
+def card(results: Results, cfg: Any, matrix: Matrix, openness: dict[str, Any], gated: gate.Values) -> str:
+    """The model card: Markdown with the front matter that the Hugging Face Hub parses; `openness` is reports/mof.yml, `gated`
+    reports/gate.json."""
+    more = {"trail": trail(results), "openness": openness, "gated": gated, "checks": gate.table(gated)}
+    return _render("model-card.md.j2", results, cfg, matrix, **more)
 
 
 def report(
@@ -72,14 +74,6 @@ def verdicts(matrix: Matrix, pairs: list[tuple[str, str]]) -> list[tuple[str, li
     """(measure, its verdict for each of `pairs`, None where it has no rows), for the measures that have any."""
     rows = [(label, [matrix.get(Asked(key, *pair)) for pair in pairs]) for key, label, _ in MEASURES]
     return [(label, found) for label, found in rows if any(found)]
-
-
-def told(verdict: Verdict) -> str:
-    """`better: +12.3 (4.5 to 20.1), n = 167, p = 0.003`, in points; p is adjusted."""
-    interval = verdict.difference.interval
-    value, low, high = (100 * part for part in (interval.value, interval.low, interval.high))
-    p = "p < 0.001" if verdict.p < 0.001 else f"p = {verdict.p:.3f}"
-    return f"{verdict.outcome}: {value:+.1f} ({low:+.1f} to {high:+.1f}), n = {verdict.difference.items}, {p}"
 
 
 def about(cfg: Any) -> list[Any]:
@@ -205,7 +199,7 @@ def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: A
         "verdicts": verdicts(matrix, pairs),
         "pairs": pairs,
         "comparisons": len(matrix),
-        "told": told,
+        "told": comparisons.told,
         "confidence": f"{cfg.confidence:.0%}",
         "variants": results.variants,
         "release": results.recipe.release,

@@ -273,8 +273,8 @@ def test_no_stage_reads_what_is_kept_and_what_is_hashed_no_stage_makes(
 ) -> None:
     deps = {dep for stage in defined for dep in stage.deps}
     assert not any(study.JOURNAL.is_relative_to(dep) or Path(dep).is_relative_to(study.JOURNAL) for dep in deps)
-    # By the cards no model is evaluated, so no experiment follows from what they read.
-    before = [stage for stage in defined if stage.name not in ("card", "datacard")]
+    # By the gate and the cards no model is evaluated, so no experiment follows from what they read.
+    before = [stage for stage in defined if stage.name not in ("gate", "card", "datacard", "scorecard")]
     assert not ablation.hashes(before).keys() & {out for stage in defined for out in stage.outs}
 
 
@@ -417,7 +417,7 @@ for out in map(Path, stage.outs):
     if not out.suffix:
         out.mkdir(parents=True)
         names = ["model.safetensors", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
-        names += [f"{name}.jsonl" for name in ("train", "validation", "test", "preferences")]
+        names += [f"{name}.jsonl" for name in ("train", "validation", "test", "golden", "preferences")]
         for name in names:
             (out / name).write_text(digest)
         continue

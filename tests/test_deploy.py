@@ -1,5 +1,6 @@
 """What `make deploy` writes of the released model, and what the chart, compose and systemd make of it, by their own tools."""
 
+import hashlib
 import json
 import os
 import re
@@ -84,8 +85,20 @@ def text_of(overrides: tuple[str, ...]) -> str:
 
 
 def lock(sizes: dict[str, int]) -> None:
-    outs = {name: [{"path": f"models/{name}", "md5": MD5[name], "size": size}] for name, size in sizes.items()}
+    outs: dict[str, Any] = {
+        name: [{"path": f"models/{name}", "md5": MD5[name], "size": size}] for name, size in sizes.items()
+    }
+    outs["gate"] = [{"path": "reports/gate.json", "md5": passed()}]
     Path("dvc.lock").write_text(yaml.safe_dump({"stages": {name: {"outs": out} for name, out in outs.items()}}))
+
+
+def passed(failed: int = 0) -> str:
+    """The md5 of a verdict of the gate."""
+    verdict = {"value": 1, "limit": "", "verdict": "failed" if failed else "passed"}
+    metrics.write(
+        "reports/gate.json", {"failed": failed} | {f"latency_token_{key}": value for key, value in verdict.items()}
+    )
+    return hashlib.md5(Path("reports/gate.json").read_bytes()).hexdigest()
 
 
 def git(*arguments: str) -> str:
@@ -188,6 +201,13 @@ def test_a_remote_as_dvc_writes_it_is_found(checkout: Path, capsys: pytest.Captu
 def test_a_quant_that_lost_too_much_is_not_served(checkout: Path) -> None:
     metrics.write("reports/retention/gptq.json", {"released": False, "withheld": "exact_kept 0.91 < 0.97"})
     assert refused("deploy.quant=gptq").startswith("models/gptq is not released (exact_kept 0.91 < 0.97): ")
+
+
+def test_what_did_not_pass_the_gate_is_not_deployed(checkout: Path) -> None:
+    before = passed()
+    Path("dvc.lock").write_text(Path("dvc.lock").read_text().replace(before, passed(failed=1)))
+    commit()
+    assert "failed: latency_token" in refused()
 
 
 def test_a_draft_is_fetched_and_speculated_with(checkout: Path) -> None:

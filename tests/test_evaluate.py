@@ -53,10 +53,11 @@ def bits(before, text):
 
 rows = list(records.read(Path(sys.argv[1]) / "rows.jsonl"))
 passages = [{"id": "1", "text": "A quiet text of thirty-six characters"[:36]}, {"id": "2", "text": "And one of twenty..."}]
-found = harness.evaluate(folder, rows, {"domain": rows[1:], "general": passages}, "float32", 4, 17, runtime)
+found = harness.evaluate(folder, rows, rows[:1], {"domain": rows[1:], "general": passages}, "float32", 4, 17, runtime)
 before = tokenizer(tokenizer.apply_chat_template(rows[1]["messages"][:-1], tokenize=False))["input_ids"]
 print("FOUND", json.dumps({
     "asked": [one["id"] for one in found.samples],
+    "golden": [one["output"] == found.samples[0]["output"] for one in found.golden],
     "found": [one["bits"] for one in found.likelihoods],
     "bytes": [one["bytes"] for one in found.likelihoods],
     "expected": [bits(before, "null"), *(bits([0], one["text"]) for one in passages)],
@@ -111,13 +112,16 @@ def test_every_kind_of_request_is_asked_and_the_length_is_ours() -> None:
         "general": "loglikelihood_rolling",
     }
     assert tasks["call"]["generation_kwargs"]["max_gen_toks"] == 7
+    golden = harness.definitions(max_tokens=7, golden=True)[-1]
+    assert golden == tasks["call"] | {"task": "golden"}
 
 
 def test_each_task_reads_its_own_rows(tmp_path: Path) -> None:
     files = {
         task["task"]: Path(harness.local(task, tmp_path)["dataset_kwargs"]["data_files"]["test"]).name
-        for task in harness.definitions(max_tokens=7)
+        for task in harness.definitions(max_tokens=7, golden=True)
     }
+    assert files["golden"] == "golden.jsonl"
     assert files == {task: f"{'rows' if task in harness.SCORED else task}.jsonl" for task in files}
 
 
@@ -183,6 +187,12 @@ def test_the_summary_separates_calls_from_null_and_counts_each_category() -> Non
         assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"]
 
 
+def test_golden_rows_have_figures_of_their_own_and_may_be_none() -> None:
+    values = evaluate.frozen([sample(GOLD), sample(None, exact=False)], 0.95, seed=1)
+    assert (values["golden_n"], values["golden_exact"], values["golden_valid_json"]) == (2, 0.5, 1.0)
+    assert evaluate.frozen([], 0.95, seed=1)["golden_n"] == 0
+
+
 def likelihoods(*bits: float) -> list[Row]:
     sizes: Row = {"task": "general", "bytes": 10, "tokens": 4}
     return [{"id": str(number), "bits": one} | sizes for number, one in enumerate(bits)]
@@ -217,6 +227,7 @@ def test_likelihoods_are_those_that_transformers_computes(tmp_path: Path) -> Non
     assert found["expected"] == pytest.approx(found["found"], rel=1e-4)
     assert found["bytes"] == [4, 36, 20]
     assert found["asked"] == ["a", "b"]
+    assert found["golden"] == [True]  # asked apart, answered alike
 
 
 @pytest.fixture
@@ -224,6 +235,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["evaluate", "dpo"])
     evaluate.TEST.parent.mkdir(parents=True)
+    evaluate.GOLDEN.touch()
 
 
 def settings(domain: int) -> evaluate.Evaluate:

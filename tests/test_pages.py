@@ -32,6 +32,14 @@ CARD = Card(
     about={"bfcl-eval": About("call functions", ["function-calling"], "A demonstration.", ["One call an answer."])},
 )
 
+GATED: dict[str, Any] = {"passed": 1, "failed": 0, "skipped": 1}
+GATED |= {"format_value": 0.94, "format_limit": "at least 0.9", "format_verdict": "passed"}
+GATED |= {
+    "safety_value": "no stage of this recipe writes it",
+    "safety_limit": "at least 0",
+    "safety_verdict": "skipped",
+}
+
 
 @pytest.fixture
 def results() -> Results:
@@ -99,7 +107,7 @@ def openness(card: Card = CARD) -> dict[str, Any]:
 
 
 def carded(results: Results, card: Card = CARD) -> str:
-    return pages.card(results, card, matrix(), openness(card))
+    return pages.card(results, card, matrix(), openness(card), GATED)
 
 
 def reported(results: Results, card: Card = CARD) -> str:
@@ -124,6 +132,9 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
         "0.6543",
         "Q4_K_M, 105 MB of 270 MB, 6.21 bits",
         "| 8 | 48 | 31 / 41 |",
+        "1 checks passed, 0 failed, 1 were skipped",
+        "| format | 0.94 | at least 0.9 | passed |",
+        "| safety | no stage of this recipe writes it | at least 0 | skipped |",
         "- 135 million parameters.\n- One call an answer.\n",
         "(SFT → DPO) to call functions.\nA demonstration.\n\nMade",
         'tags: ["function-calling", "sft", "dpo", "gguf"]\n',
@@ -201,6 +212,7 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
         records.write(f"{file}.jsonl", [{"id": "1", "messages": [], "source": "bfcl-eval 1.0/a", "licence": "mit"}])
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/graph.svg").write_text(GRAPH)
+    metrics.write("reports/gate.json", GATED)
     (tmp_path / "LICENSE").write_text("MIT License")
     monkeypatch.setattr(stage.params, "load", lambda *_: cfg)
     monkeypatch.setattr(stage.recipe, "load", lambda: RECIPE)
@@ -223,7 +235,7 @@ def test_where_one_model_is_evaluated_nothing_is_compared(results: Results) -> N
     alone = replace(results, recipe=replace(RECIPE, variants=["base"], release="base"))
     rows = {"base": answers()["base"]}
     texts = [
-        pages.card(alone, CARD, {}, openness()),
+        pages.card(alone, CARD, {}, openness(), GATED),
         pages.report(alone, CARD, {}, openness(), rows, likelihoods(), GRAPH),
     ]
     assert evaluation_matrix.judged(alone.recipe, rows, 0.95, 17) == {}

@@ -170,7 +170,7 @@ def test_killed_in_every_stage_the_graph_still_completes(run: Run) -> None:
         text = run.complete("dvc", "repro", stage.name)
         resumed[stage.name] = "resuming from step" in text
         assert all((run.root / out).is_file() for out in stage.outs if out.startswith("reports/timing/"))
-    assert len(missed) <= 2, missed
+    assert len(missed) <= 4, missed  # of which the gate and the scorecard write last of all they do
     assert resumed["sft@base"]
     assert resumed["dpo@sft"]
     assert "up to date" in run.complete("dvc", "repro")
@@ -230,7 +230,7 @@ def test_another_beta_trains_no_sft_and_is_tracked_offline(run: Run) -> None:
     changes = ("experiment=smoke", "dpo.beta=0.2", "tracking=wandb-offline")
     text = run.complete("dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
     quants = {f"{stage}@{name}" for stage in ("quantize", "retention") for name in ("gptq", "awq", "gguf")}
-    assert stages_run(text) == {"dpo@sft", "bench@bf16", "evaluate@dpo", "card"} | quants
+    assert stages_run(text) == {"dpo@sft", "bench@bf16", "evaluate@dpo", "gate", "card", "scorecard"} | quants
     assert list((run.root / "wandb").glob("offline-run-*/*.wandb"))
 
 

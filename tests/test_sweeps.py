@@ -45,13 +45,14 @@ for out in stage.outs:
         path.write_text('{"digest": "%s"}' % digest)
     else:
         path.mkdir(parents=True)
-        for name in ("train", "validation", "test", "preferences", "rl"):
+        for name in ("train", "validation", "test", "golden", "preferences", "rl"):
             (path / f"{name}.jsonl").write_text(digest)
 with open(Path(__file__).parent / "ran.log", "a") as log:
     log.write(sys.argv[1] + "\\n")
 '''
 
-RETAINED = {f"retention@{name}" for name in ("gptq", "awq", "gguf")} | {"card"}
+LAST = {"gate", "card", "scorecard"}
+RETAINED = {f"retention@{name}" for name in ("gptq", "awq", "gguf")} | LAST
 RELEASED = RETAINED | {"quantize@gptq", "quantize@awq", "quantize@gguf", "bench@bf16"}
 AFTER_DPO = RELEASED | {"dpo@sft", "evaluate@dpo"}
 AFTER_SFT = AFTER_DPO | {"sft@base", "preferences@sft", "evaluate@sft"}
@@ -143,11 +144,11 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("recipe=sft", RELEASED),
         ("recipe=orpo", RELEASED | {"preferences@base", "orpo@base", "evaluate@orpo"}),
         ("recipe=sft-dpo-grpo", RELEASED | {"grpo@dpo", "evaluate@grpo"}),
-        ("quantize.awq.group_size=32", {"quantize@awq", "retention@awq", "card"}),
+        ("quantize.awq.group_size=32", {"quantize@awq", "retention@awq"} | LAST),
         ("retention.limits.kl=0.5", RETAINED),
-        ("recipe.formats=[gguf]", {"card"}),
+        ("recipe.formats=[gguf]", LAST),
         ("split.seed=3", AFTER_SPLIT),
-        ("bench.bf16.max_tokens=16", {"bench@bf16", "card"}),
+        ("bench.bf16.max_tokens=16", LAST | {"bench@bf16"}),
         ("hardware.runtime.threads=1", set()),
         ("executor=ray", set()),
         ("tracking=wandb-offline", set()),

@@ -1,0 +1,70 @@
+"""Decide whether the release may go out: no worse than before, well formed, not forgetful, clean, fast enough.
+
+Reads   reports/ (evaluation, contamination, quants, speed), reports/released.json, data/evaluate/*.jsonl, data/mix
+Writes  reports/gate.json; exits with status 1, and with what to do, when a check fails
+"""
+
+from dataclasses import dataclass
+
+from temper import evaluation_matrix, gate, graph, metrics, params, recipe, records, released, stage
+from temper.gate import Limit, Remedies
+
+TRAINED = ("train", "validation", "preferences", "rl")
+HELD_OUT = ("test", "golden")
+
+
+@dataclass
+class Gate:
+    action: str
+    """On a failed check: `stop` the graph, or only `report`."""
+    confidence: float
+    """Of the verdicts, all comparisons together."""
+    seed: int
+    not_worse: list[str]
+    """Measures of the evaluation matrix."""
+    limits: dict[str, Limit]
+    """By the name of the check."""
+    remedies: Remedies
+
+
+def main() -> None:
+    cfg = params.load("gate", Gate)
+    if cfg.action not in gate.ACTIONS:
+        raise SystemExit(f"gate.action is '{cfg.action}': choose {' or '.join(gate.ACTIONS)} in conf/gate")
+    found = recipe.load()
+
+    checks = [*compared(cfg, found), *limited(cfg, found)]
+    for check in checks:
+        print(check.line(), flush=True)
+
+    # Before the verdict: DVC leaves what a failed stage wrote where it is.
+    metrics.write(gate.REPORT, gate.report(checks))
+    gate.stop(checks, cfg.action)
+
+
+def compared(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:
+    """The release against the base, what it was trained from, and the last release."""
+    answers = {variant: list(records.read(f"data/evaluate/{variant}.jsonl")) for variant in found.variants}
+    matrix = evaluation_matrix.judged(found, answers, cfg.confidence, cfg.seed)
+    golden = records.read(f"data/evaluate/{found.release}-golden.jsonl")
+    return [
+        *gate.not_worse(cfg.not_worse, found, matrix, cfg.remedies.worse),
+        *gate.golden_parity(released.read(), golden, cfg.confidence, cfg.seed, cfg.remedies.golden),
+    ]
+
+
+def limited(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:
+    """Figures of reports/, and two of the gate's own, against their limits."""
+    likely = (
+        list(records.read(f"data/evaluate/{name}-likelihoods.jsonl")) for name in (found.variants[0], found.release)
+    )
+    trained, held_out = (
+        (row for split in splits for row in records.read(f"data/mix/{split}.jsonl")) for splits in (TRAINED, HELD_OUT)
+    )
+    own = {"forgetting": gate.forgotten(*likely), "overlap": gate.overlap(trained, held_out)}
+    made = {out for one in graph.stages() for out in one.outs}
+    return list(gate.limits(cfg.limits, own, made))
+
+
+if __name__ == "__main__":
+    stage.run(main, "gate")

@@ -1,0 +1,191 @@
+"""The gate before a release: each check has a value, a limit and a verdict, and what to do when it fails.
+
+Models are compared by the verdicts of temper.comparisons, on the same rows: a model fails where it is worse, beyond chance and
+after correction for the number of comparisons. Other checks hold a figure of reports/ against a limit of conf/gate. What cannot
+be asked of a recipe, such as a report that no stage of it writes, is skipped by name.
+"""
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from temper import comparisons, evaluation_matrix, forgetting, metrics, record, released
+from temper.comparisons import WORSE
+from temper.evaluation_matrix import Asked, Matrix
+from temper.recipe import Recipe
+from temper.records import Row
+from temper.released import Released
+
+REPORT, LOCK = Path("reports/gate.json"), Path("dvc.lock")
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+ACTIONS = ("stop", "report")
+Values = Mapping[str, Any]
+
+
+@dataclass
+class Limit:
+    report: str
+    """reports/<report>.json, or a figure of the gate's own: `forgetting`, `overlap`."""
+    key: str
+    least: float | None
+    most: float | None
+    required: bool
+    """Whether the check fails, rather than is skipped, where nothing writes its figure."""
+    remedy: str
+
+
+@dataclass
+class Remedies:
+    worse: str
+    """For a model that is worse than what it came from."""
+    golden: str
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    value: float | str
+    limit: str
+    verdict: str
+    remedy: str
+    """What to do where it failed."""
+
+    def line(self) -> str:
+        """One line of a report on a terminal."""
+        value = f"{self.value:.6g}" if isinstance(self.value, float) else self.value
+        return f"{self.verdict:<8} {self.name}: {value} ({self.limit})"
+
+
+def not_worse(measures: Iterable[str], recipe: Recipe, matrix: Matrix, answer: str) -> Iterator[Check]:
+    """The release against the base and against what it was trained from, by the verdicts of the evaluation matrix."""
+    against = [before for variant, before in evaluation_matrix.pairs(recipe) if variant == recipe.release]
+    for measure in measures:
+        if measure not in evaluation_matrix.MEASURES:
+            known = ", ".join(evaluation_matrix.MEASURES)
+            raise SystemExit(f"gate.not_worse: '{measure}' is no measure: choose of {known} in conf/gate")
+        if not against:
+            yield skipped(measure, f"{recipe.release} is what the others are compared with", "not worse")
+        for before in against:
+            name = f"{measure}_over_{before}"
+            verdict = matrix.get(Asked(measure, recipe.release, before))
+            if verdict:
+                yield judged(name, verdict, answer)
+            else:
+                yield skipped(name, "no test row of that kind", "not worse")
+
+
+def golden_parity(last: Released, now: Iterable[Row], confidence: float, seed: int, answer: str) -> Iterator[Check]:
+    """The release against the last one on the golden rows that both answered."""
+    scores = {row["id"]: row for row in now}
+    shared = sorted(scores.keys() & last.golden.keys())
+    if not shared:
+        why = f"no golden row in common with {last.version}" if last.version else "nothing was released before"
+        yield from (skipped(f"golden_{measure}", why, "not worse") for measure in released.MEASURES)
+        return
+    family = {}
+    for measure in released.MEASURES:
+        after, before = (np.array([[float(of[name][measure]) for name in shared]]) for of in (scores, last.golden))
+        family[measure] = comparisons.difference(after, before, confidence, seed)
+    for measure, verdict in comparisons.judged(family, confidence).items():
+        yield judged(f"golden_{measure}", verdict, answer, f" than {last.version}")
+
+
+def limits(chosen: Mapping[str, Limit], own: Mapping[str, Values], made: Container[str]) -> Iterator[Check]:
+    """Figures against limits: `own` are the gate's, others are read from reports/ where `made` has their file."""
+    for name, limit in chosen.items():
+        path = f"reports/{limit.report}.json"
+        values = own[limit.report] if limit.report in own else metrics.read(path) if path in made else None
+        yield held(name, limit, values)
+
+
+def held(name: str, limit: Limit, values: Values | None) -> Check:
+    """A figure of `values` (None: no stage of the recipe writes them) against its limit."""
+    bounds = [
+        f"{word} {bound:g}" for word, bound in (("at least", limit.least), ("at most", limit.most)) if bound is not None
+    ]
+    if not bounds:
+        raise SystemExit(f"gate.limits.{name}: neither least nor most: give it one in conf/gate")
+    if values is None or limit.key not in values:
+        why = "no stage of this recipe writes it" if values is None else f"has no {limit.key}"
+        missing = f"reports/{limit.report}.json: {why}"
+        return Check(name, missing, " and ".join(bounds), FAILED if limit.required else SKIPPED, limit.remedy)
+    # What is no number is within no limit.
+    value = float(values[limit.key]) if isinstance(values[limit.key], int | float) else math.nan
+    within = (limit.least is None or value >= limit.least) and (limit.most is None or value <= limit.most)
+    return Check(name, value, " and ".join(bounds), PASSED if within else FAILED, limit.remedy)
+
+
+def judged(name: str, verdict: comparisons.Verdict, answer: str, than: str = "") -> Check:
+    outcome = FAILED if verdict.outcome == WORSE else PASSED
+    return Check(name, comparisons.told(verdict), f"not worse{than}", outcome, answer)
+
+
+def skipped(name: str, why: str, limit: str) -> Check:
+    return Check(name, why, limit, SKIPPED, "")
+
+
+def forgotten(base: Sequence[Row], release: Sequence[Row]) -> Values:
+    """What the release takes more than the base for general text, in bits a byte: `change` with `_low` and `_high`."""
+    of = [[row for row in rows if row["task"] == "general"] for rows in (base, release)]
+    return dict(zip(("change", "change_low", "change_high"), forgetting.change(*of), strict=True))
+
+
+def overlap(trained: Iterable[Row], held_out: Iterable[Row]) -> Values:
+    """`rows`: how many of what is trained on ask, word for word, what a held-out row asks; case, Unicode form and spaces aside."""
+    asked = {_asked(row) for row in held_out} - {""}
+    return {"rows": sum(_asked(row) in asked for row in trained)}
+
+
+def _asked(row: Row) -> str:
+    return " ".join(unicodedata.normalize("NFKC", record.subject(row)).casefold().split())
+
+
+def report(checks: Sequence[Check]) -> dict[str, Any]:
+    """reports/gate.json: `<check>_value`, `_limit` and `_verdict`, how many checks passed, failed and were skipped."""
+    found: dict[str, Any] = {word: sum(check.verdict == word for check in checks) for word in (PASSED, FAILED, SKIPPED)}
+    for check in checks:
+        found |= {f"{check.name}_{part}": getattr(check, part) for part in ("value", "limit", "verdict")}
+    return found
+
+
+def table(values: Values) -> list[tuple[str, float | str, str, str]]:
+    """(check, value, limit, verdict) of reports/gate.json, by name."""
+    names = [key.removesuffix("_verdict") for key in sorted(values) if key.endswith("_verdict")]
+    return [(name, *(values[f"{name}_{part}"] for part in ("value", "limit", "verdict"))) for name in names]
+
+
+def locked() -> dict[str, Any]:
+    """The stages of dvc.lock, none where nothing ran yet."""
+    return yaml.load(LOCK.read_text(), Loader=yaml.CSafeLoader)["stages"] if LOCK.is_file() else {}
+
+
+def require(then: str) -> None:
+    """Exit unless the run that dvc.lock records passed the gate; `then` is what to run after it does."""
+    remedy = f"run `make gate`, commit dvc.lock and reports/, then `{then}`"
+    outs = [out for out in locked().get("gate", {}).get("outs", []) if out["path"] == str(REPORT)]
+    if not outs or not REPORT.is_file() or hashlib.md5(REPORT.read_bytes()).hexdigest() != outs[0]["md5"]:
+        raise SystemExit(f"{REPORT}: not the verdict on what {LOCK} has: {remedy}")
+    values = metrics.read(REPORT)
+    if values[FAILED]:
+        failed = ", ".join(name for name, *_, verdict in table(values) if verdict == FAILED)
+        raise SystemExit(f"{REPORT}: failed: {failed}: mend it (`make gate` says how), {remedy}")
+
+
+def stop(checks: Sequence[Check], action: str) -> None:
+    """Exit when a check failed, with what to do; with `report` only say so."""
+    failed = [check for check in checks if check.verdict == FAILED]
+    if not failed:
+        return
+    told = f"{len(failed)} of {len(checks)} checks failed: " + "; ".join(f"{one.name}: {one.remedy}" for one in failed)
+    if action == "stop":
+        raise SystemExit(f"gate: {told}. All figures are in {REPORT}")
+    print(
+        f"gate: {told}. gate.action is report: the graph goes on, `make release` and `make deploy` will not", flush=True
+    )

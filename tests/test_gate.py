@@ -1,0 +1,290 @@
+"""The gate stops what got worse, names it and what to do, and lets a sound release through."""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from commands.compose import composed
+from scripts import gate as stage
+from temper import gate, graph, metrics, params, records, released
+from temper.gate import FAILED, PASSED, SKIPPED
+from temper.records import Row
+
+ROOT = Path(__file__).resolve().parent.parent
+RELEASE = "dpo"
+ROWS, NULLS, GOLDEN, PASSAGES = 167, 46, 37, 48  # as many as the default has
+Edit = Callable[[], Any]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a sound run of the default leaves: as committed where git has it, rows that score about as much where it has not."""
+    monkeypatch.chdir(tmp_path)
+    Path("conf").symlink_to(ROOT / "conf")
+    for name in ("dvc.yaml", "reports/contamination.json", "reports/bench/bf16.json", "reports/quantize/gguf.json"):
+        copy(name)
+    Path("params.yaml").write_text(text_of())
+    for variant, right in (("base", 0.0), ("sft", 0.55), (RELEASE, 0.54)):
+        copy(f"reports/evaluate/{variant}.json")
+        records.write(f"data/evaluate/{variant}.jsonl", scored(ROWS, right, valid=0.97 if right else 0.0))
+        records.write(f"data/evaluate/{variant}-golden.jsonl", scored(GOLDEN, right))
+        records.write(f"data/evaluate/{variant}-likelihoods.jsonl", likelihoods(1.016 if variant == "base" else 1.037))
+    for number, split in enumerate(stage.TRAINED + stage.HELD_OUT):
+        records.write(f"data/mix/{split}.jsonl", [asking(f"row {number}-{row}") for row in range(9)])
+    released.FILE.write_text(released.text("v0.1.0", scored(GOLDEN, 0.54)))
+    return tmp_path
+
+
+@cache
+def text_of(*overrides: str) -> str:
+    return composed(list(overrides))
+
+
+def copy(name: str) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes((ROOT / name).read_bytes())
+
+
+def scored(count: int, right: float, valid: float = 1.0) -> list[Row]:
+    """Rows of which the first `right` and the first `valid`, shares of all, are so; nulls stand in between."""
+    return [
+        {
+            "id": f"{row:03}",
+            "gold": None if row * NULLS // count != (row + 1) * NULLS // count else {"name": "f"},
+            "exact": row < right * count,
+            "valid_json": row < valid * count,
+            "argument_f1": float(row < right * count),
+        }
+        for row in range(count)
+    ]
+
+
+def likelihoods(bits: float, spread: float = 0.02) -> list[Row]:
+    return [
+        {"task": "general", "id": str(row), "bits": 1000 * (bits + spread * math.sin(row)), "bytes": 1000}
+        for row in range(PASSAGES)
+    ]
+
+
+def asking(text: str) -> Row:
+    return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "null"}]}
+
+
+def edited(report: str, **values: float) -> Edit:
+    path = Path(f"reports/{report}.json")
+    return lambda: metrics.write(path, (metrics.read(path) if path.is_file() else {}) | values)
+
+
+def answered(right: float = 0.54, valid: float = 0.97, suffix: str = "", count: int = ROWS) -> Edit:
+    return lambda: records.write(f"data/evaluate/{RELEASE}{suffix}.jsonl", scored(count, right, valid))
+
+
+def test_a_sound_release_passes_and_every_figure_is_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.main()
+    values = metrics.read(gate.REPORT)
+    printed = capsys.readouterr().out
+    assert (values["failed"], values["passed"], values["skipped"]) == (0, 19, 2)
+    for name, value, limit, verdict in gate.table(values):
+        assert f"{verdict:<8} {name}: " in printed
+        assert f"({limit})" in printed
+        assert value != ""
+    assert {name for name, _, _, verdict in gate.table(values) if verdict == SKIPPED} == {"safety", "retention"}
+    assert values["safety_value"] == "reports/safety/dpo.json: no stage of this recipe writes it"
+    assert values["exact_over_base_value"].startswith("better: +5")
+    assert values["exact_over_sft_value"].startswith("no difference: -")
+
+
+PLANTED: dict[str, tuple[Edit, list[str]]] = {
+    "quality, against the base's": (
+        lambda: (answered(0.3)(), records.write("data/evaluate/base.jsonl", scored(ROWS, 0.6, 0.97))),
+        ["exact_over_base", "exact_over_sft", "call_exact_over_base", "argument_f1_over_base"],
+    ),
+    "quality, against SFT's": (answered(0.4), ["exact_over_sft", "call_exact_over_sft", "argument_f1_over_sft"]),
+    "quality, on the golden set": (answered(0.2, 1.0, "-golden", GOLDEN), ["golden_exact", "golden_argument_f1"]),
+    "format": (edited(f"evaluate/{RELEASE}", valid_json_low=0.85), ["format"]),
+    "format, against SFT's": (answered(0.54, 0.8), ["valid_json_over_sft"]),
+    "format, on the golden set": (answered(0.54, 0.7, "-golden", GOLDEN), ["golden_valid_json"]),
+    "forgetting": (
+        lambda: records.write(f"data/evaluate/{RELEASE}-likelihoods.jsonl", likelihoods(1.1)),
+        ["forgetting"],
+    ),
+    "contamination, unlooked for": (edited("contamination", pass_ngram=0), ["contamination_pass"]),
+    "contamination, let through": (
+        lambda: records.write("data/mix/train.jsonl", [asking("ROW  4-3")]),
+        ["contamination_overlap"],
+    ),
+    "contamination, of the golden set": (
+        lambda: records.write("data/mix/preferences.jsonl", [asking("row 5-8")]),
+        ["contamination_overlap"],
+    ),
+    "latency of the first token": (edited("bench/bf16", c1_ttft_p99_ms=10_001.0), ["latency_first_token"]),
+    "latency of the others": (edited("bench/bf16", c1_itl_p99_ms=250.0), ["latency_token"]),
+    "no number": (edited("bench/bf16", c1_itl_p99_ms=math.nan), ["latency_token"]),
+    "retention": (edited("quantize/gguf", retention=0.9), ["retention"]),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_every_planted_regression_is_found(run: Path, planted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    edit, expected = PLANTED[planted]
+    edit()
+    with pytest.raises(SystemExit) as stopped:
+        stage.main()
+    values = metrics.read(gate.REPORT)
+    failed = {name for name, _, _, verdict in gate.table(values) if verdict == FAILED}
+    assert set(expected) <= failed
+    message = str(stopped.value)
+    assert message.startswith(f"gate: {len(failed)} of 21 checks failed: ")
+    assert "\n" not in message
+    assert all(f"{name}: " in message for name in failed)
+    assert capsys.readouterr().out.count("\n") == 21
+
+
+def test_a_check_that_fails_alone_names_no_other(run: Path) -> None:
+    edited("bench/bf16", c1_itl_p99_ms=250.0)()
+    with pytest.raises(SystemExit, match=r"^gate: 1 of 21 checks failed: latency_token: measure on an idle machine"):
+        stage.main()
+
+
+def test_safety_is_asked_once_a_stage_writes_it(run: Path) -> None:
+    graph_of = Path("dvc.yaml").read_text()
+    wanted = "reports/gate.json:\n          cache: false\n"
+    Path("dvc.yaml").write_text(graph_of.replace(wanted, f"{wanted}      - reports/safety/dpo.json\n"))
+    edited("safety/dpo", refusals_over_base_low=-0.01)()
+    stage.main()
+    assert metrics.read(gate.REPORT)["safety_verdict"] == PASSED
+    edited("safety/dpo", refusals_over_base_low=-0.1)()
+    with pytest.raises(SystemExit, match=r"1 of 21 checks failed: safety: add refusals"):
+        stage.main()
+
+
+def test_a_report_of_another_run_is_not_read(run: Path) -> None:
+    edited("safety/dpo", refusals_over_base_low=-0.5)()
+    stage.main()
+    assert metrics.read(gate.REPORT)["safety_verdict"] == SKIPPED
+
+
+def test_a_required_figure_that_is_missing_fails(run: Path) -> None:
+    Path("reports/bench/bf16.json").write_text("{}")
+    with pytest.raises(SystemExit, match="latency_first_token"):
+        stage.main()
+    assert metrics.read(gate.REPORT)["latency_token_value"] == "reports/bench/bf16.json: has no c1_itl_p99_ms"
+
+
+def test_with_report_the_graph_goes_on_and_the_verdict_stays(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("params.yaml").write_text(text_of("gate=report"))
+    edited("bench/bf16", c1_itl_p99_ms=250.0)()
+    stage.main()
+    assert metrics.read(gate.REPORT)["failed"] == 1
+    assert "gate.action is report" in capsys.readouterr().out
+
+
+def test_before_the_first_release_and_with_other_data_parity_is_skipped_by_name(run: Path) -> None:
+    for version, rows in ((None, []), ("v0.1.0", [row | {"id": "other"} for row in scored(1, 1.0)])):
+        released.FILE.write_text(released.text(version, rows))
+        stage.main()
+        values = metrics.read(gate.REPORT)
+        assert values["golden_exact_verdict"] == SKIPPED
+        assert (version or "nothing was released before") in values["golden_exact_value"]
+
+
+def test_a_base_that_is_released_as_it_is_is_compared_with_nothing(run: Path) -> None:
+    Path("params.yaml").write_text(text_of("recipe=adapter", "gate=report"))
+    stage.main()
+    values = metrics.read(gate.REPORT)
+    assert values["exact_verdict"] == SKIPPED
+    assert values["forgetting_value"] == 0
+
+
+def test_a_limit_without_a_bound_and_an_unknown_action_are_refused(run: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^gate\.limits\.speed: neither least nor most"):
+        gate.held("speed", gate.Limit("bench/bf16", "x", None, None, True, "none"), {"x": 1})
+    Path("params.yaml").write_text(text_of("gate.action=warn"))
+    with pytest.raises(SystemExit, match=r"^gate\.action is 'warn': choose stop or report"):
+        stage.main()
+    Path("params.yaml").write_text(text_of("gate.not_worse=[exakt]"))
+    with pytest.raises(SystemExit, match=r"^gate\.not_worse: 'exakt' is no measure: choose of exact, "):
+        stage.main()
+
+
+def test_a_lost_record_of_the_last_release_names_its_remedy(run: Path) -> None:
+    for text in ("{", "[]", '{"version": null}'):
+        released.FILE.write_text(text)
+        with pytest.raises(SystemExit, match=r"^reports/released\.json: .*git checkout"):
+            stage.main()
+
+
+def test_the_committed_figures_are_within_the_limits() -> None:
+    cfg = params.load("gate", stage.Gate)
+    own: dict[str, gate.Values] = {"forgetting": {"change_high": 0.0}, "overlap": {"rows": 0}}
+    made = {out for one in graph.stages() for out in one.outs}
+    checks = list(gate.limits(cfg.limits, own, made))
+    assert [check.line() for check in checks if check.verdict == FAILED] == []
+    if gate.REPORT.is_file():
+        assert metrics.read(gate.REPORT)["failed"] == 0
+
+
+def test_what_the_checks_read_is_a_dep_of_the_stage() -> None:
+    (own,) = (one for one in graph.stages() if one.name == "gate")
+    made = {out for one in graph.stages() for out in one.outs}
+    for limit in params.load("gate", stage.Gate).limits.values():
+        path = f"reports/{limit.report}.json"
+        assert path not in made or any(path == dep or path.startswith(f"{dep}/") for dep in own.deps), path
+
+
+def test_a_failed_gate_stops_the_graph_before_the_card() -> None:
+    assert ("gate", "card") in graph.edges(graph.stages())
+
+
+@pytest.mark.slow
+def test_what_a_failed_gate_wrote_stays_and_what_follows_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outs = {"reports/gate.json": {"cache": False}}
+    failing = {"cmd": "mkdir -p reports && echo 1 > reports/gate.json && exit 1", "metrics": [outs]}
+    card = {"cmd": "echo card > card.md", "deps": ["reports/gate.json"], "outs": ["card.md"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"gate": failing, "card": card}}))
+    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(command, check=True)
+    for _ in range(2):  # nor is it taken for done
+        done = subprocess.run([sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "Running stage 'gate'" in done.stdout
+        assert Path("reports/gate.json").read_text() == "1\n"
+        assert not Path("card.md").exists()
+    assert not gate.LOCK.exists()
+
+
+def test_released_keeps_what_parity_needs_and_nothing_else() -> None:
+    found = json.loads(released.text("v1.0.0", [row | {"output": "x"} for row in scored(1, 1.0)]))
+    assert found == {"version": "v1.0.0", "golden": {"000": {"exact": True, "valid_json": True, "argument_f1": 1.0}}}
+
+
+def test_only_a_committed_run_whose_gate_passed_is_released_or_deployed(run: Path) -> None:
+    stage.main()
+    for lock in ("stages: {}", locked("0")):
+        gate.LOCK.write_text(lock)
+        with pytest.raises(
+            SystemExit, match=r"reports/gate\.json: not the verdict .*`make gate`.*then `make release`$"
+        ):
+            gate.require("make release")
+    gate.LOCK.write_text(locked(hashlib.md5(gate.REPORT.read_bytes()).hexdigest()))
+    gate.require("make release")
+    metrics.write(gate.REPORT, metrics.read(gate.REPORT) | {"failed": 1, "latency_token_verdict": FAILED})
+    gate.LOCK.write_text(locked(hashlib.md5(gate.REPORT.read_bytes()).hexdigest()))
+    with pytest.raises(SystemExit, match=r"failed: latency_token: mend it"):
+        gate.require("make deploy")
+
+
+def locked(md5: str) -> str:
+    return f"stages: {{gate: {{outs: [{{path: reports/gate.json, md5: '{md5}'}}]}}}}"
