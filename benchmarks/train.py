@@ -51,14 +51,16 @@ LEVERS: dict[str, dict[str, Any]] = {
     "one_thread": {"threads": 1},
     "eager": {"attention": "eager"},
     "labelled_logits": {"labelled": True},
+    "documents": {"documents": True},
+    "labelled_documents": {"labelled": True, "documents": True},
     "fused_adamw": {"optimizer": {"fused": True}},
     "no_denormals": {"denormals": False},
     "one_sequence": {"micro_batch": 1},
     "bf16_matmul": {"matmul": "medium"},
     "bf16": {"precision": "bf16"},
-    "bf16_labelled_logits": {"precision": "bf16", "labelled": True},
+    "bf16_labelled_documents": {"precision": "bf16", "labelled": True, "documents": True},
 }
-KEPT = ("labelled_logits", "bf16_labelled_logits")  # what stage `sft` does with hardware=cpu and cpu-bf16
+KEPT = ("labelled_documents", "bf16_labelled_documents")  # what stage `sft` does with hardware=cpu and cpu-bf16
 # Never give memory back to the kernel, which has to clear each page that it lends again. glibc maps what is over 32 MB by itself.
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000000", "MALLOC_TOP_PAD_": "67108864"}
 BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)

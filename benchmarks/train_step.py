@@ -2,8 +2,8 @@
 
     {"model": …, "rows": …, "length": …, "micro_batch": …, "steps": …, "lora": {…}, "levers": {name: {…}}}
 
-A step is a forward and a backward pass over packed rows and AdamW on a LoRA adapter, as stage `sft` has them by default; loss is on
-answers alone. The first step of a lever warms up and is not counted.
+A step is a forward and a backward pass over packed rows and AdamW on a LoRA adapter, of the size that stage `sft` has by default;
+loss is on answers alone. The first step of a lever warms up and is not counted.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from temper import labelled_logits, records
+from temper import documents, labelled_logits, records
 
 IGNORED = labelled_logits.IGNORED
 Batch = dict[str, torch.Tensor]
@@ -24,6 +24,7 @@ DEFAULT: dict[str, Any] = {
     "precision": "fp32",
     "attention": "sdpa",
     "labelled": False,
+    "documents": False,
     "optimizer": {},
     "matmul": "highest",
     "denormals": True,
@@ -104,6 +105,8 @@ def prepared(settings: dict[str, Any], lever: dict[str, Any]) -> tuple[Any, torc
     dtype = torch.bfloat16 if lever["precision"] == "bf16" else torch.float32
     base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=dtype, attn_implementation=lever["attention"])
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings["lora"]))
+    if lever["documents"]:
+        documents.isolate(model)
     if lever["labelled"]:
         labelled_logits.narrow(model)
     adapter = [weight for weight in model.parameters() if weight.requires_grad]

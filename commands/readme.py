@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md (results, stages, measurements) and its picture of the graph; `--check` only compares."""
+"""Write the generated parts of README.md and benchmarks/README.md and the picture of the graph; `--check` only compares."""
 
 import re
 import subprocess
@@ -8,34 +8,47 @@ from pathlib import Path
 from temper import graph, measured, pages, recipe, results
 from temper.results import Results
 
-README = Path("README.md")
 PICTURE = Path("reports/graph.svg")
+Parts = dict[str, str]
 
 
 def main(arguments: list[str]) -> None:
-    text = README.read_text()
-    parts = {
-        "results": results_table(results.load(recipe.load())),
-        "stages": stage_table(),
-        "data": measured.table(measured.DATA),
-        "scale": measured.scale_table(),
-        "training": measured.table(measured.TRAINING),
+    found = {path: (text := path.read_text(), filled(path, text, parts)) for path, parts in pages_of().items()}
+    stale = [str(path) for path, (before, after) in found.items() if before != after]
+    if "--check" in arguments:
+        if stale:
+            raise SystemExit(
+                f"Generated parts of {' and '.join(stale)} are stale. Run `make readme` and commit the result."
+            )
+        return
+    for path, (_, text) in found.items():
+        path.write_text(text)
+    PICTURE.write_text(graph.picture(graph.stages()))
+
+
+def pages_of() -> dict[Path, Parts]:
+    """What each page has between its marks."""
+    return {
+        Path("README.md"): {"results": results_table(results.load(recipe.load())), "stages": stage_table()},
+        Path("benchmarks/README.md"): {
+            "data": measured.table(measured.DATA),
+            "scale": measured.scale_table(),
+            "training": measured.table(measured.TRAINING),
+        },
     }
-    filled = text
+
+
+def filled(path: Path, text: str, parts: Parts) -> str:
     for name, content in parts.items():
-        filled = fill(filled, name, content)
-    if "--check" in arguments and filled != text:
-        raise SystemExit("README.md's generated parts are stale. Run `make readme` and commit the result.")
-    if "--check" not in arguments:
-        README.write_text(filled)
-        PICTURE.write_text(graph.picture(graph.stages()))
+        text = fill(path, text, name, content)
+    return text
 
 
-def fill(text: str, name: str, content: str) -> str:
+def fill(path: Path, text: str, name: str, content: str) -> str:
     """Replace what stands between `<!-- name -->` and `<!-- /name -->`."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"{README}: no <!-- {name} --> … <!-- /{name} --> to fill")
+        raise SystemExit(f"{path}: no <!-- {name} --> … <!-- /{name} --> to fill")
     return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
 
 

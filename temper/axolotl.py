@@ -199,6 +199,8 @@ def machine(cfg: Any, processes: int) -> Config:
     if cfg.hardware == "cpu":
         # Padding to whole sequences, for the sake of a GPU's memory, makes an evaluation of short rows four times as long.
         keys["pad_to_sequence_len"] = False
+        if cfg.packing and cfg.attention == "sdpa":
+            keys |= {"attend_within_documents": True, "multipack_real_batches": False}
     return keys
 
 

@@ -1,6 +1,7 @@
 """Axolotl's side of a run: the plugin that it loads by name, and the entry point that its processes share."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -16,13 +17,14 @@ from pydantic import BaseModel
 from torch.utils.data import BatchSampler, RandomSampler, Sampler
 from transformers import TrainerCallback
 
-from temper import halves, health, labelled_logits, stage, training
+from temper import documents, halves, health, labelled_logits, stage, training
 from temper.axolotl import SOFT
 
 
 class Keys(BaseModel):
     """What the plugin adds to Axolotl's configuration."""
 
+    attend_within_documents: bool | None = None
     half_fine_tuning: bool | None = None
     virtual_tokens: int | None = None
 
@@ -46,6 +48,8 @@ class Plugin(BasePlugin):
         return get_peft_model(model, config), config
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
+        if cfg.attend_within_documents:
+            documents.isolate(model)
         # A GPU is fast at logits, and code compiled for it wants the same shape at each step.
         if not training.has_gpu():
             labelled_logits.narrow(model)
@@ -62,7 +66,8 @@ class Plugin(BasePlugin):
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         training.quiet_callbacks(trainer)
         health.watch(trainer, "sft")
-        keep_packs(trainer, cfg.seed)
+        if cfg.sample_packing:
+            keep_packs(trainer, cfg)
         return [Halves(cfg.seed)] if cfg.half_fine_tuning else []
 
 
@@ -131,19 +136,29 @@ class Packs(BatchSampler):
         return len(self.sampler)
 
 
-def keep_packs(trainer: Any, seed: int) -> None:
-    """Have packed rows come in the order of `Packs`."""
-    make = trainer._create_multipack_sampler
+def keep_packs(trainer: Any, cfg: Any) -> None:
+    """Have packed rows come in the order of `Packs`, in as many steps as these make.
+
+    Axolotl counts steps by packs of another order, one without a seed, and leaves the last packs out where they fill no batch.
+    """
+    make, processes = trainer._create_multipack_sampler, int(os.environ.get("WORLD_SIZE", "1"))
 
     def packed(base_sampler: Any, dataset: Any) -> Any:
         if not isinstance(base_sampler, RandomSampler):
             return make(base_sampler, dataset)
-        rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+        rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(cfg.seed)).tolist()
         packs = make(rows, dataset)
+        packs.drop_last, packs._batches = False, None
         batches = packs.generate_batches()
-        return Packs(batches, Order(len(batches), seed, int(os.environ.get("WORLD_SIZE", "1"))), packs.batch_size)
+        return Packs(batches, Order(len(batches), cfg.seed, processes), packs.batch_size)
 
     trainer._create_multipack_sampler = packed
+    if not cfg.max_steps:
+        batches = len(packed(RandomSampler(trainer.train_dataset), trainer.train_dataset)) // processes
+        steps = math.ceil(cfg.num_epochs * math.ceil(batches / cfg.gradient_accumulation_steps))
+        warmup = int(cfg.warmup_ratio * steps)
+        # transformers takes 1 for a share, that of all steps.
+        trainer.args.max_steps, trainer.args.warmup_steps = steps, 2 if warmup == 1 else warmup
 
 
 def run(config: Path, log: Path) -> list[dict[str, Any]]:

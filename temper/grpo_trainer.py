@@ -1,5 +1,6 @@
 """TRL's GRPO trainer, with answers that share the computation of their prompt and a sampler whose weights are proven."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax, split_tensor_dict
 
-from temper import rollouts
+from temper import rollouts, shared_prompts
 
 
 class Trainer(GRPOTrainer):
@@ -44,7 +45,7 @@ class Trainer(GRPOTrainer):
         compute_entropy: bool = False,
         **more: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if self.shares_prompts():
+        if shared_prompts.possible(self):
             logps, entropies = shared(
                 model, input_ids, attention_mask.bool(), logits_to_keep, self.temperature, compute_entropy
             )
@@ -56,13 +57,6 @@ class Trainer(GRPOTrainer):
         if torch.is_grad_enabled():
             self.policy_logps = found[0].detach()
         return found
-
-    def shares_prompts(self) -> bool:
-        """Whether this model, and how it is spread, allow for a mask of our own and for passes by the number of prompts."""
-        config = self.model.config
-        windows = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
-        spread = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return config._attn_implementation == "sdpa" and not (windows or spread or self.aux_loss_enabled)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         loss: Tensor = super()._compute_loss(model, inputs)
@@ -104,62 +98,17 @@ class Close(TrainerCallback):
 def shared(
     model: Any, ids: Tensor, mask: Tensor, answered: int, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities, and entropies in nats, of the last `answered` tokens of each row: (rows, answered), 0 where masked.
-
-    Rows that follow each other with the same prompt go through the model as one sequence, in which answers see the prompt
-    and themselves: for G answers of n tokens to a prompt of m, m + G·n tokens in the place of G·(m + n). The same numbers
-    come out up to the order of sums (prefix sharing: Liu et al. 2025, arXiv:2506.05433).
-    """
+    """Log-probabilities, and entropies in nats, of the last `answered` tokens of each row: (rows, answered), 0 where masked."""
     prompts = [row[kept] for row, kept in zip(ids[:, :-answered], mask[:, :-answered], strict=True)]
     answers = [row[kept] for row, kept in zip(ids[:, -answered:], mask[:, -answered:], strict=True)]
-    logps: list[Tensor] = []
-    entropies: list[Tensor] = []
-    for rows in groups(prompts):
-        of_group = [answers[row] for row in rows]
-        logits = one_pass(model, prompts[rows[0]], of_group) / temperature
-        lengths = [len(answer) for answer in of_group]
-        logps += selective_log_softmax(logits[None], torch.cat(of_group)[None])[0].split(lengths)
-        if with_entropy:
-            with torch.no_grad():
-                entropies += entropy_from_logits(logits).split(lengths)
-    return _padded(logps, answered), _padded(entropies, answered) if with_entropy else None
+    logits = shared_prompts.logits(model, prompts, answers) / temperature
+    lengths = [len(answer) for answer in answers]
+    logps = _padded(selective_log_softmax(logits[None], torch.cat(answers)[None])[0].split(lengths), answered)
+    if not with_entropy:
+        return logps, None
+    with torch.no_grad():
+        return logps, _padded(entropy_from_logits(logits).split(lengths), answered)
 
 
-def groups(prompts: list[Tensor]) -> list[list[int]]:
-    """Numbers of neighbours with equal prompts."""
-    found: list[list[int]] = []
-    for number, prompt in enumerate(prompts):
-        if found and torch.equal(prompts[found[-1][0]], prompt):
-            found[-1].append(number)
-        else:
-            found.append([number])
-    return found
-
-
-def one_pass(model: Any, prompt: Tensor, answers: list[Tensor]) -> Tensor:
-    """Logits from which each token of each answer follows, one answer after the other: (tokens, vocabulary)."""
-    device, start = prompt.device, len(prompt)
-    lengths = torch.tensor([len(answer) for answer in answers], device=device)
-    # 0 owns the prompt, and answers are numbered from 1.
-    owner = torch.arange(len(answers) + 1, device=device).repeat_interleave(
-        torch.cat([lengths.new_tensor([start]), lengths])
-    )
-    place = torch.arange(len(owner), device=device)
-    visible = (place[:, None] >= place) & ((owner[:, None] == owner) | (owner == 0))
-    begins = start + lengths.cumsum(0) - lengths
-    offsets = place[start:] - begins.repeat_interleave(lengths)
-    positions = torch.cat([place[:start], start + offsets])
-    sources = torch.where(offsets == 0, start - 1, place[start:] - 1)
-    output = model(
-        input_ids=torch.cat([prompt, *answers])[None],
-        attention_mask=visible[None, None],
-        position_ids=positions[None],
-        logits_to_keep=sources,
-        use_cache=False,
-    )
-    logits: Tensor = output.logits[0]
-    return logits
-
-
-def _padded(rows: list[Tensor], length: int) -> Tensor:
+def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
     return torch.stack([pad(row, (0, length - len(row))) for row in rows])

@@ -192,9 +192,9 @@ def leave_out(config: Config, rows: Sequence[Pair], global_batch: int) -> list[P
 
 
 def dpo(run: Config) -> Any:
-    from trl import DPOTrainer
+    from temper.dpo_trainer import Trainer
 
-    return DPOTrainer(train_dataset=_dataset(_kept(run, _pairs(run))), **trl.policy(run))
+    return Trainer(train_dataset=_dataset(_kept(run, _pairs(run))), **trl.policy(run))
 
 
 def kto(run: Config) -> Any:

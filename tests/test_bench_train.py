@@ -129,6 +129,7 @@ def test_a_sweep_trains_sft_once_and_counts_what_dvc_adds(
 
 IN_THE_TRAINING_ENVIRONMENT = """
 import json, sys
+from types import SimpleNamespace
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
@@ -158,7 +159,7 @@ for name, (kind, config) in kinds.items():
     labels[0, :15], labels[1, :12] = -100, -100
     batch = {"input_ids": ids, "labels": labels}
     whole, whole_gradients, _ = passed(model, batch, torch.tensor(13))
-    Plugin().post_model_load(None, model)
+    Plugin().post_model_load(SimpleNamespace(attend_within_documents=None), model)
     narrow, gradients, kept = passed(model, batch, torch.tensor(13))
     unlabelled = model(input_ids=ids, labels=torch.full_like(ids, -100), num_items_in_batch=torch.tensor(1))
     found[name] = {

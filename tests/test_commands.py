@@ -12,6 +12,7 @@ from commands.compose import composed
 from temper import envs, graph, hardware, params
 
 README = Path("README.md").read_text()
+PAGES = README + Path("benchmarks/README.md").read_text()
 MAKEFILE = Path("Makefile").read_text()
 
 
@@ -126,7 +127,7 @@ def test_experiments_show_only_what_differs() -> None:
 def test_every_make_target_of_the_readme_exists() -> None:
     stages = {stage.script for stage in graph.definitions()}
     targets = set(re.findall(r"^([a-z][\w-]*)(?:\s[^:]*)?:", MAKEFILE, re.MULTILINE)) | stages
-    named = set(re.findall(r"\bmake ([a-z][\w-]*)", README)) - {"runs"}
+    named = set(re.findall(r"\bmake ([a-z][\w-]*)", PAGES)) - {"runs"}
     assert named <= targets, named - targets
     assert set(re.findall(r"^STAGES := (.*)$", MAKEFILE, re.MULTILINE)[0].split()) == stages
 
@@ -138,7 +139,7 @@ def test_every_target_has_its_line_in_help() -> None:
 
 
 def test_every_override_of_the_readme_composes() -> None:
-    for name, value in re.findall(r"-S '?([a-z][\w.]*)=([\w.,-]+)'?", README):
+    for name, value in re.findall(r"-S '?([a-z][\w.]*)=([\w.,-]+)'?", PAGES):
         if (name, value) != ("data", "mine"):
             for one in value.split(","):
                 composed([f"{name}={one}"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -81,33 +82,41 @@ from axolotl.utils.samplers import MultipackBatchSampler
 from torch.utils.data import RandomSampler
 from temper import axolotl_plugin
 
-os.environ["WORLD_SIZE"] = sys.argv[1]
+os.environ["WORLD_SIZE"], batch_size = sys.argv[1], int(sys.argv[2])
 lengths = [5 + 7 * row % 40 for row in range(101)]
-axolotl = {"batch_size": 1, "batch_max_len": 64, "bin_size": 64, "group_size": 1000}
-trainer = SimpleNamespace(_create_multipack_sampler=lambda rows, _: MultipackBatchSampler(rows, lengths=lengths, **axolotl))
-axolotl_plugin.keep_packs(trainer, 17)
+axolotl = {"batch_size": batch_size, "batch_max_len": 64, "bin_size": 64, "group_size": 1000, "drop_last": True}
+trainer = SimpleNamespace(
+    _create_multipack_sampler=lambda rows, _: MultipackBatchSampler(rows, lengths=lengths, **axolotl),
+    train_dataset=lengths, args=SimpleNamespace(max_steps=1, warmup_steps=0),
+)
+cfg = SimpleNamespace(seed=17, max_steps=None, num_epochs=3, gradient_accumulation_steps=2, warmup_ratio=0.2)
+axolotl_plugin.keep_packs(trainer, cfg)
 packs = trainer._create_multipack_sampler(RandomSampler(lengths), lengths)
 epochs = []
 for epoch in range(3):
     packs.sampler.set_epoch(epoch)
-    epochs.append([pack for batch in packs for pack in batch])
+    epochs.append(list(packs))
 assert len(packs) == len(epochs[0])
-print(json.dumps([epochs, lengths]))
+print(json.dumps([epochs, lengths, vars(trainer.args)]))
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_each_epoch_has_every_row_and_as_many_packs_for_each_process(processes: int) -> None:
-    command = [str(envs.python("train")), "-c", EPOCHS, str(processes)]
+@pytest.mark.parametrize(("processes", "batch_size"), [(1, 1), (2, 1), (4, 1), (1, 2)])
+def test_each_epoch_has_every_row_and_as_many_packs_for_each_process(processes: int, batch_size: int) -> None:
+    command = [str(envs.python("train")), "-c", EPOCHS, str(processes), str(batch_size)]
     told = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=True
     )
-    epochs, lengths = json.loads(told.stdout.splitlines()[-1])
+    epochs, lengths, arguments = json.loads(told.stdout.splitlines()[-1])
     assert epochs[0] != epochs[1] != epochs[2]
-    for packs in epochs:
-        assert len(packs) == len(epochs[0])
-        assert len(packs) % processes == 0
+    for batches in epochs:
+        assert len(batches) == len(epochs[0])
+        assert len(batches) % processes == 0
+        packs = [tuple(pack) for batch in batches for pack in batch]
         assert all(sum(lengths[row] for row in pack) <= 64 for pack in packs)
-        distinct = {tuple(pack) for pack in packs}
+        distinct = set(packs)
         assert sorted(row for pack in distinct for row in pack) == list(range(len(lengths)))
-        assert len(packs) - len(distinct) < processes
+        assert len(packs) - len(distinct) < processes * batch_size
+    # All of them are trained on, whatever Axolotl counted.
+    steps = 3 * math.ceil(len(epochs[0]) / processes / 2)
+    assert arguments == {"max_steps": steps, "warmup_steps": int(0.2 * steps)}
