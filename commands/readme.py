@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> None:
         "data": measured.table(measured.DATA),
         "scale": measured.scale_table(),
         "training": measured.table(measured.TRAINING),
+        "serving": measured.table(measured.SERVING),
     }
     filled = text
     for name, content in parts.items():

@@ -18,12 +18,19 @@ POLL_SECONDS = 0.1
 class Endpoint:
     """`command` as a process that answers GET /health on `port` of the loopback interface once the block is entered."""
 
-    def __init__(self, command: list[str], port: int, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        port: int,
+        environment: dict[str, str] | None = None,
+        stop_seconds: float = server.STOP_SECONDS,
+    ) -> None:
         self.port = port
         self.url = f"http://{server.HOST}:{port}"
         self.started = 0.0
         """By time.monotonic()."""
         self.start_seconds = 0.0
+        self._stop_seconds = stop_seconds
         self._command, self._environment = command, os.environ | (environment or {})
 
     def __enter__(self) -> "Endpoint":
@@ -96,7 +103,7 @@ class Endpoint:
     def _stop(self) -> None:
         self._process.terminate()
         try:
-            self._process.wait(server.STOP_SECONDS)
+            self._process.wait(self._stop_seconds)
         except subprocess.TimeoutExpired:
             # Its workers end with it: they are bound to its life.
             self._process.kill()

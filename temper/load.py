@@ -36,8 +36,9 @@ def run(
     concurrency: int | None = None,
     rate: float = float("inf"),
     seed: int = 0,
+    ends: bool = False,
 ) -> Row:
-    """vLLM's result for `chats`, streamed, each answer exactly `max_tokens` long.
+    """vLLM's result for `chats`, streamed, each answer exactly `max_tokens` long, or with `ends` at most that long.
 
     A closed loop has at most `concurrency` of them under way, and sends the next when one has ended. An open loop sends `rate` a
     second, spaced as a Poisson process is, whether the server keeps up or not; arrivals follow from `seed`.
@@ -71,7 +72,7 @@ def run(
         profile=False,
         selected_percentile_metrics=[],
         selected_percentiles=[],
-        ignore_eos=True,
+        ignore_eos=not ends,
         goodput_config_dict={},
         max_concurrency=concurrency,
         lora_modules=None,

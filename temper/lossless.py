@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from temper import scrape
 from temper.load import Chat
 
 AT_ONCE = 8  # answers, so that drafts are checked in batches, as under load
@@ -25,13 +26,16 @@ class Answer:
 
 def held(url: str, model: str, chats: list[Chat], max_tokens: int, tie: float) -> dict[str, float]:
     """`lossless` (1 or 0) of greedy answers to `chats`, the widest gap, and how many of all tokens were ties: not the likeliest,
-    and as good as it."""
+    and as good as it. With `domain_…`, what the draft was worth in them: unlike those of a load of fixed length, they end where
+    the model ends them, and do not go on in circles that any draft foresees."""
     import httpx
 
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+        before = scrape.read(url)
         answers = list(pool.map(lambda chat: greedy(client, model, chat, max_tokens), chats))
+        worth = scrape.speculation(scrape.read(url).since(before))
         found = list(pool.map(lambda answer: gaps(client, model, answer), answers))
-    return figures(found, tie)
+    return figures(found, tie) | {f"domain_{key}": value for key, value in worth.items()}
 
 
 def figures(found: Iterable[list[float]], tie: float) -> dict[str, float]:

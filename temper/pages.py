@@ -35,9 +35,8 @@ def card(results: Results, cfg: Any, costs: Cost, matrix: Matrix, openness: dict
     reports/gate.json."""
     more = {"trail": trail(results), "openness": openness, "gated": gated, "checks": gate.table(gated)}
     more |= {"speeds": speeds(results, costs), "drafts": drafts(results), "apis": apis(results, costs), "costs": costs}
-    more |= {
-        "tokens": (cost.prompt_tokens(results.stages["bench/bf16"]), cost.answer_tokens(results.stages["bench/bf16"]))
-    }
+    release = results.stages["bench/bf16"]
+    more |= {"tokens": (cost.prompt_tokens(release), cost.answer_tokens(release))}
     return _render("model-card.md.j2", results, cfg, matrix, **more)
 
 
@@ -151,12 +150,13 @@ def speeds(results: Results, costs: Cost) -> list[Speed]:
 def drafts(results: Results) -> dict[str, str]:
     """What each draft is worth, in words."""
     reports = {name: results.stages[f"bench/{name}"] for name in results.served}
-    return {name: draft_line(report) for name, report in reports.items() if "c1_acceptance" in report}
+    return {name: draft_line(report) for name, report in reports.items() if "domain_acceptance" in report}
 
 
 def draft_line(report: dict[str, Any]) -> str:
     """`0.33 of drafted tokens accepted, 1.99 tokens a drafted step, lossless (1,024 tokens, 3 of them ties)`."""
-    worth = f"{report['c1_acceptance']:.2f} of drafted tokens accepted, {report['c1_acceptance_length']:.2f} tokens a drafted step"
+    share, length = report["domain_acceptance"], report["domain_acceptance_length"]
+    worth = f"{share:.2f} of drafted tokens accepted, {length:.2f} tokens a drafted step"
     return f"{worth}, lossless ({report['lossless_tokens']:,} tokens, {report['lossless_ties']} of them ties)"
 
 
