@@ -4,8 +4,8 @@
 
 Writes reports/benchmarks/serve_faults.json; exits with what failed, when something did.
 
-load         Test rows, streamed and whole, by `--callers` at once for `--minutes`. Each answer is held against the one that its row gets
-             when nobody else asks; vLLM's sums depend on the batch, so one that differs is then held against the model's own
+load         Test rows, streamed and whole, by `--callers` at once for `--minutes`. Each answer is held against the one that its row
+             gets when nobody else asks; vLLM's sums depend on the batch, so one that differs is then held against the model's own
              choices (temper/lossless.py). Memory is read all the while.
 bad          Requests that are no JSON, of wrong types, too long for the context, larger than allowed: each has its status.
 queue        Twice as many at once as may run and wait: 200, or 429 with when to come again.
@@ -23,6 +23,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import statistics
 import sys
 import tempfile
@@ -126,6 +127,7 @@ def measured(served: Served, ours: Callable[[], Endpoint], chats: list[Chat], ar
     with ours() as endpoint:
         target = Target(endpoint.url, served.cfg.name, served.cfg.limits)
         seconds, callers = 60 * arguments.minutes, arguments.callers
+        print(f"  load: {arguments.minutes:g} minutes", flush=True)
         loaded = asyncio.run(under_load(target, chats, callers, seconds, endpoint.memory_gb))
         found |= loaded.values() | {"load_minutes": arguments.minutes, "load_callers": callers}
         for name, fault in FAULTS.items():
@@ -253,7 +255,6 @@ async def bad(target: Target, chats: list[Chat], _connections: int) -> Values:
         ("temperature below zero", 400, good | {"temperature": -1}),
         ("too many tokens", 400, good | {"max_tokens": limits.max_tokens + 1}),
         ("too many answers", 400, good | {"n": limits.choices + 1}),
-        ("token ids", 400, good | {"prompt_token_ids": [1, 2]}),
         ("longer than the context", 400, good | {"messages": long}),
         ("another model", 404, good | {"model": "other"}),
         ("larger than allowed", 413, b" " * (limits.body_bytes + 1)),
@@ -287,11 +288,12 @@ async def queue(target: Target, chats: list[Chat], _connections: int) -> Values:
 
 
 async def readers(target: Target, chats: list[Chat], _connections: int) -> Values:
-    """Each takes a place of those that may run, and reads not a byte."""
-    most = target.limits.max_tokens
-    slow = [
-        await sent(target, request(target, target.body(chats[0], stream=True, max_tokens=most))) for _ in range(READERS)
-    ]
+    """Each takes a place of those that may run, and reads no more than its first bytes."""
+    long = target.body(chats[0], stream=True, max_tokens=target.limits.max_tokens, ignore_eos=True)
+    slow = [(await opened(target, few_bytes=True))[1] for _ in range(READERS)]
+    for writer in slow:
+        writer.write(request(target, long))
+        await writer.drain()
     async with target.client() as client:
         started = time.monotonic()
         replies = [await ask(client, target.body(chat)) for chat in chats[:4]]
@@ -507,19 +509,15 @@ def request(target: Target, body: dict[str, Any]) -> bytes:
     return f"{head}Connection: close\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-async def opened(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def opened(target: Target, few_bytes: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection; with `few_bytes` one whose caller's side takes no more than a little, so that the server cannot send on."""
     host, port = target.url.removeprefix("http://").split(":")
-    return await asyncio.open_connection(host, int(port))
-
-
-async def sent(target: Target, data: bytes) -> asyncio.StreamWriter:
-    """A connection whose caller has asked and lets what comes pile up."""
-    reader, writer = await opened(target)
-    writer.write(data)
-    await writer.drain()
-    # asyncio reads ahead until it is told not to.
-    reader._transport.pause_reading()  # type: ignore[attr-defined]
-    return writer
+    caller = socket.socket()
+    caller.setblocking(False)
+    if few_bytes:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await asyncio.get_running_loop().sock_connect(caller, (host, int(port)))
+    return await asyncio.open_connection(sock=caller, limit=1 if few_bytes else 2**16)
 
 
 async def status_of(reader: asyncio.StreamReader, seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""What `make bench-data`, `make bench-train` and `make bench-serve` measured, from reports/benchmarks/, as the tables of the README."""
+"""What `make bench-…` measured of data, training and serving, from reports/benchmarks/, as the tables of the README."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
