@@ -23,15 +23,14 @@ import json
 import os
 import resource
 import signal
-import socket
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,58 +39,38 @@ import httpx
 import psutil
 
 from benchmarks import serve_start
+from benchmarks.serve_callers import (
+    PATH,
+    PATIENCE,
+    Reply,
+    Target,
+    answers,
+    ask,
+    error_of,
+    opened,
+    request,
+    status_of,
+    statuses,
+)
 from commands.serve import Served
 from temper import hardware, load, lossless, metrics, records, scrape
 from temper.endpoint import Endpoint
 from temper.load import Chat
 from temper.lossless import Answer
-from temper.serving import Limits
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUT = REPOSITORY / "reports/benchmarks/serve_faults.json"
 ROWS = REPOSITORY / "data/mix/test.jsonl"
-PATH = "/v1/chat/completions"
 CHATS = 48  # different ones
-MAX_TOKENS = 48
 SEED = 17
 TIE = 0.25  # nats; see temper/lossless.py
 FLAT = 0.05  # of its memory that a server may gain under load
 STREAMS = 8  # open when the engine is killed
-READERS = 16
 SENDERS = 16
-PATIENCE = 120.0  # seconds in which anything must have an answer
 EXTRA_FILES = 256  # that this process has open besides connections
 LOG = "commands.serve_log"
 
 Values = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A server under test."""
-
-    url: str
-    model: str
-    limits: Limits
-
-    def client(self) -> httpx.AsyncClient:
-        unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        return httpx.AsyncClient(base_url=self.url, timeout=PATIENCE, trust_env=False, limits=unlimited)
-
-    def body(self, chat: Chat, **more: Any) -> dict[str, Any]:
-        return {"model": self.model, "messages": chat, "temperature": 0, "max_tokens": MAX_TOKENS, **more}
-
-
-@dataclass
-class Reply:
-    status: int
-    text: str = ""
-    whole: bool = False
-    """Whether it came to an end that the server gave it: a reason in each choice, and of a stream the last line too."""
-    answer: Answer | None = None
-    """In tokens, where the engine tells them."""
-    seconds: float = 0.0
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -274,7 +253,8 @@ async def bad(target: Target, chats: list[Chat], _connections: int) -> Values:
 async def queue(target: Target, chats: list[Chat], _connections: int) -> Values:
     count = 2 * (target.limits.concurrent + target.limits.queued)
     async with target.client() as client:
-        asked = (ask(client, target.body(chats[number % len(chats)])) for number in range(count))
+        bodies = (target.body(chats[number % len(chats)], ignore_eos=True) for number in range(count))
+        asked = (ask(client, body) for body in bodies)
         replies = await asyncio.gather(*asked)
         recovered = await answers(client, target, chats[0])
     refused = [reply for reply in replies if reply.status == 429]
@@ -290,7 +270,9 @@ async def queue(target: Target, chats: list[Chat], _connections: int) -> Values:
 async def readers(target: Target, chats: list[Chat], _connections: int) -> Values:
     """Each takes a place of those that may run, and reads no more than its first bytes."""
     long = target.body(chats[0], stream=True, max_tokens=target.limits.max_tokens, ignore_eos=True)
-    slow = [(await opened(target, few_bytes=True))[1] for _ in range(READERS)]
+    # A quarter of the places that may run.
+    count = max(1, target.limits.concurrent // 4)
+    slow = [(await opened(target, few_bytes=True))[1] for _ in range(count)]
     for writer in slow:
         writer.write(request(target, long))
         await writer.drain()
@@ -303,7 +285,7 @@ async def readers(target: Target, chats: list[Chat], _connections: int) -> Value
         recovered = await answers(client, target, chats[0])
     kept = await emptied(target)
     return {
-        "readers": READERS,
+        "readers": count,
         "readers_others_failed": statuses(replies, {200}),
         "readers_others_seconds": seconds,
         "readers_places_kept": kept,
@@ -399,84 +381,6 @@ def computing(endpoint: Endpoint) -> int:
     return int(max(leaves, key=lambda one: one.memory_info().rss).pid)
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any], on_piece: Callable[[], object] | None = None) -> Reply:
-    """One request to its end, however it ends."""
-    started = time.monotonic()
-    collected = b""
-    body = body | {"return_token_ids": True}
-    try:
-        async with client.stream("POST", PATH, json=body) as reply:
-            async for piece in reply.aiter_bytes():
-                collected += piece
-                if on_piece:
-                    on_piece()
-            status, headers = reply.status_code, dict(reply.headers)
-    except httpx.TimeoutException:
-        return Reply(0, "no answer in time", seconds=time.monotonic() - started)
-    except httpx.HTTPError as error:
-        return Reply(-1, f"{type(error).__name__}: {error}", seconds=time.monotonic() - started)
-    found = streamed(collected) if body.get("stream") and status == 200 else complete(collected)
-    return Reply(status, *found, time.monotonic() - started, headers)
-
-
-def complete(body: bytes) -> tuple[str, bool, Answer | None]:
-    """Text, whether it is whole, and tokens of a reply that was not streamed."""
-    try:
-        value = json.loads(body)
-        choice = value["choices"][0]
-    except (ValueError, KeyError, IndexError, TypeError):
-        return "", False, None
-    answer = told(value.get("prompt_token_ids"), choice.get("token_ids"))
-    return choice["message"]["content"] or "", bool(choice.get("finish_reason")), answer
-
-
-def streamed(body: bytes) -> tuple[str, bool, Answer | None]:
-    """The same of events; one that holds an error makes the reply no answer."""
-    texts: list[str] = []
-    tokens: list[int] = []
-    prompt: list[int] | None = None
-    reason = failed = False
-    for event in events(body):
-        failed = failed or "error" in event
-        prompt = prompt or event.get("prompt_token_ids")
-        for choice in event.get("choices", ()):
-            texts.append(choice["delta"].get("content") or "")
-            tokens += choice.get("token_ids") or []
-            reason = reason or bool(choice.get("finish_reason"))
-    is_whole = reason and not failed and body.rstrip().endswith(b"data: [DONE]")
-    return "".join(texts), is_whole, told(prompt, tokens)
-
-
-def events(body: bytes) -> Iterator[dict[str, Any]]:
-    for line in body.splitlines():
-        # The last line of a stream that was cut may be half an event.
-        with suppress(ValueError):
-            if line.startswith(b"data: {"):
-                yield json.loads(line[6:])
-
-
-def told(prompt: list[int] | None, tokens: list[int] | None) -> Answer | None:
-    return Answer(prompt, tokens) if prompt and tokens else None
-
-
-def error_of(reply: httpx.Response) -> str:
-    """The message of an error in OpenAI's form; empty where there is none."""
-    with suppress(ValueError, KeyError, TypeError):
-        return str(reply.json()["error"]["message"])
-    return ""
-
-
-async def answers(client: httpx.AsyncClient, target: Target, chat: Chat) -> bool:
-    """Whether the server answers again within PATIENCE; that it is still full is no failure before then."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        reply = await ask(client, target.body(chat))
-        if reply.status == 200 and reply.whole:
-            return True
-        await asyncio.sleep(0.5)
-    return False
-
-
 async def emptied(target: Target) -> int:
     """Requests that are still under way, by the server's own count, when all callers have left for as long as it waits for them."""
     deadline = time.monotonic() + target.limits.write_seconds + 30
@@ -494,43 +398,6 @@ async def healthy_within(client: httpx.AsyncClient) -> bool:
     with suppress(httpx.HTTPError):
         return (await client.get("/health")).status_code == 200
     return False
-
-
-def statuses(replies: list[Reply], expected: set[int]) -> str:
-    """Those that are not expected, counted; empty without any. 0 is no answer in time, -1 a connection that broke."""
-    other = Counter(reply.status for reply in replies if reply.status not in expected)
-    return ", ".join(f"{number} × {status}" for status, number in sorted(other.items()))
-
-
-def request(target: Target, body: dict[str, Any]) -> bytes:
-    """As bytes, for callers who do not behave."""
-    content = json.dumps(body).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: {target.url.removeprefix('http://')}\r\nContent-Type: application/json\r\n"
-    return f"{head}Connection: close\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
-
-
-async def opened(target: Target, few_bytes: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection; with `few_bytes` one whose caller's side takes no more than a little, so that the server cannot send on."""
-    host, port = target.url.removeprefix("http://").split(":")
-    caller = socket.socket()
-    caller.setblocking(False)
-    if few_bytes:
-        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    await asyncio.get_running_loop().sock_connect(caller, (host, int(port)))
-    return await asyncio.open_connection(sock=caller, limit=1 if few_bytes else 2**16)
-
-
-async def status_of(reader: asyncio.StreamReader, seconds: float) -> int:
-    """Of a reply's first line: 0 for none in time, -1 for a connection that broke."""
-    try:
-        async with asyncio.timeout(seconds):
-            line = await reader.readline()
-    except TimeoutError:
-        return 0
-    except OSError:
-        return -1
-    parts = line.split()
-    return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else -1
 
 
 def allow_files(count: int) -> None:

@@ -91,7 +91,7 @@ UNKNOWN = {
     "data": ("conf/data/bfcl.yaml", "max_tokens:", "max_token: 1\nmax_tokens:", "max_token"),
     "executor": ("conf/executor/local.yaml", "workers:", "worker: 1\nworkers:", "worker"),
     "synthesize": ("conf/synthesize/self-instruct.yaml", "seeds:", "seed_file: x\nseeds:", "seed_file"),
-    "an item of a matrix": ("conf/bench/vllm.yaml", "bf16:", "fp8: {}\nbf16:", "bench.fp8"),
+    "an item of a matrix": ("conf/bench/bf16.yaml", "bf16:", "fp8: {}\nbf16:", "bench.fp8"),
     "top level": ("conf/config.yaml", "seed:", "sead: 1\nseed:", "sead"),
 }
 
