@@ -13,6 +13,7 @@ from temper.records import Row
 
 Chat = list[dict[str, str]]
 PERCENTILES = (50, 90, 99)
+LETTER = 3  # tokens more than asked for, by which llama.cpp ends the letter that it has begun
 STEADY = ("tokens_per_second", "requests_per_second", "ttft_p50_ms", "e2e_p50_ms")
 """Figures that are also given as the least and the most of the repeats."""
 ENDS: dict[str, Any] = {"least": min, "most": max}
@@ -90,7 +91,7 @@ def check(result: Row, place: str, max_tokens: int) -> None:
     if failed or result["failed"]:
         last = (failed or ["no message"])[0].strip().splitlines()[-1]
         raise SystemExit(f"{result['failed']} of {len(result['errors'])} requests failed at {place}: {last}")
-    if set(result["output_lens"]) != {max_tokens}:
+    if not all(max_tokens <= length <= max_tokens + LETTER for length in result["output_lens"]):
         found = sorted(set(result["output_lens"]))
         raise SystemExit(
             f"answers of {found} tokens at {place}, expected {max_tokens}: lower load.max_tokens in conf/bench"

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_settings_that_helped_are_taken_together_the_best_one_last(monkeypatch: 
         return {name: runs((rate, rate))[0] | {"start_seconds": 30.0}}
 
     monkeypatch.setattr(serve, "one_server", one_server)
+    monkeypatch.setattr(serve_start, "prepared", lambda overrides: nullcontext())
     names = ["eager", "batch_8192", "threads", "batch_512"]
     values = serve.settings(argparse.Namespace(settings=names, repeats=3))
     together = dict(started)["together"]
