@@ -242,7 +242,10 @@ def client(
     ends: bool = False,
 ) -> dict[str, list[dict[str, float]]]:
     """What vLLM's benchmark client saw of each server, a repeat a run; it is in an environment of its own."""
-    given = {"contenders": {name: {"url": url, "model": model} for name, url in urls.items()}, "rows": str(ROWS)}
+    given: Values = {
+        "contenders": {name: {"url": url, "model": model} for name, url in urls.items()},
+        "rows": str(ROWS),
+    }
     given |= {"loops": loops, "repeats": repeats, "max_tokens": max_tokens, "ends": ends, "seed": SEED}
     with folder() as place:
         (place / "settings.json").write_text(json.dumps(given))

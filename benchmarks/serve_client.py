@@ -19,8 +19,8 @@ def main(settings: str, target: str) -> None:
 
 def in_turn(given: dict[str, Any], rows: list[records.Row]) -> dict[str, list[dict[str, float]]]:
     """By contender, the figures of each repeat, `c<concurrency>_…`; no contender is always the first."""
-    contenders, found = given["contenders"], {name: [] for name in given["contenders"]}
-    names = list(contenders)
+    contenders, names = given["contenders"], list(given["contenders"])
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for repeat in range(-1, given["repeats"]):
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             figures = loops(contenders[name], rows, given, repeat)

@@ -10,7 +10,7 @@ load         Test rows, streamed and whole, by `--callers` at once for `--minute
 bad          Requests that are no JSON, of wrong types, too long for the context, larger than allowed: each has its status.
 queue        Twice as many at once as may run and wait: 200, or 429 with when to come again.
 readers      Callers who ask for a stream and read nothing: others are answered meanwhile, and their places are free afterwards.
-senders      Callers who send half of a request: 408.
+senders      Callers who never send the last bytes of a request: 408.
 connections  So many open at once, each of which then asks: 200 or 429.
 kill         The process that computes is killed under open streams: none may look like a whole answer. The server is started again
              as a supervisor would, when it has ended; the time until it answers is measured.
@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +69,19 @@ STREAMS = 8  # open when the engine is killed
 SENDERS = 16
 EXTRA_FILES = 256  # that this process has open besides connections
 LOG = "commands.serve_log"
+# What must not have happened, and what must have, by names of the report.
+NONE = (
+    *("load_wrong", "load_failed", "load_cut", "bad_wrong_status", "queue_other", "queue_without_time"),
+    *("readers_others_failed", "readers_places_kept", "senders_other", "connections_other", "kill_taken_for_whole"),
+)
+HELD = (
+    "senders_late",
+    "queue_refused",
+    "queue_recovered",
+    "readers_recovered",
+    "connections_healthy",
+    "kill_recovered",
+)
 
 Values = dict[str, Any]
 
@@ -120,17 +133,8 @@ def measured(served: Served, ours: Callable[[], Endpoint], chats: list[Chat], ar
 
 def failures(found: Values) -> list[str]:
     """What did not hold, by its name in the report."""
-    none = ("load_wrong", "load_failed", "load_cut", "bad_wrong_status", "queue_other", "queue_without_time")
-    none += (
-        "readers_others_failed",
-        "readers_places_kept",
-        "senders_other",
-        "connections_other",
-        "kill_taken_for_whole",
-    )
-    held = ("queue_refused", "queue_recovered", "readers_recovered", "connections_healthy", "kill_recovered")
-    failed = [f"{name} {found[name]}" for name in none if found[name]]
-    failed += [f"not {name}" for name in held if not found[name]]
+    failed = [f"{name} {found[name]}" for name in NONE if found[name]]
+    failed += [f"not {name}" for name in HELD if not found[name]]
     if found["load_memory_growth"] > FLAT:
         failed.append(f"load_memory_growth {found['load_memory_growth']:.1%}")
     return failed
@@ -297,13 +301,14 @@ async def senders(target: Target, chats: list[Chat], _connections: int) -> Value
     whole = request(target, target.body(chats[0]))
     open_ = [await opened(target) for _ in range(SENDERS)]
     for _, writer in open_:
-        writer.write(whole[: len(whole) // 2])
+        writer.write(whole[:-10])
         await writer.drain()
     found = await asyncio.gather(*(status_of(reader, target.limits.body_seconds + 10) for reader, _ in open_))
     for _, writer in open_:
         writer.close()
-    other = Counter(status for status in found if status != 408)
-    return {"senders": SENDERS, "senders_other": ", ".join(f"{n} × {status}" for status, n in other.items())}
+    other = Counter(status for status in found if status not in (408, 429))
+    told = ", ".join(f"{number} × {status}" for status, number in other.items())
+    return {"senders": SENDERS, "senders_late": found.count(408), "senders_other": told}
 
 
 async def connections(target: Target, chats: list[Chat], count: int) -> Values:
@@ -408,7 +413,7 @@ def allow_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(lowest, count), highest))
 
 
-Fault = Callable[[Target, list[Chat], int], Awaitable[Values]]
+Fault = Callable[[Target, list[Chat], int], Coroutine[Any, Any, Values]]
 FAULTS: dict[str, Fault] = {
     "bad": bad,
     "queue": queue,

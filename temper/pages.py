@@ -33,7 +33,7 @@ SAMPLES = 20
 def card(results: Results, cfg: Any, costs: Cost, matrix: Matrix, openness: dict[str, Any], gated: gate.Values) -> str:
     """The model card: Markdown with the front matter that the Hugging Face Hub parses; `openness` is reports/mof.yml, `gated`
     reports/gate.json."""
-    more = {"trail": trail(results), "openness": openness, "gated": gated, "checks": gate.table(gated)}
+    more: dict[str, Any] = {"trail": trail(results), "openness": openness, "gated": gated, "checks": gate.table(gated)}
     more |= {"speeds": speeds(results, costs), "drafts": drafts(results), "apis": apis(results, costs), "costs": costs}
     release = results.stages["bench/bf16"]
     more |= {"tokens": (cost.prompt_tokens(release), cost.answer_tokens(release))}

@@ -28,9 +28,9 @@ server.serve_forever()
 """
 
 
-def of(code: str, **named: float) -> Endpoint:
+def of(code: str, stop_seconds: float = server.STOP_SECONDS) -> Endpoint:
     port = server.chosen_port(None)
-    return Endpoint([sys.executable, "-c", code, str(port)], port, **named)
+    return Endpoint([sys.executable, "-c", code, str(port)], port, stop_seconds=stop_seconds)
 
 
 def test_a_server_is_waited_for_measured_and_ended_with_its_child() -> None:

@@ -14,7 +14,7 @@ from tests.test_bench import RAW, ROWS
 
 
 def settings(concurrency: list[int], requests: list[int], **changed: Any) -> Load:
-    given = {"rates": [0.5], "arrivals": 3, "max_tokens": 3, "warmup": 2, "repeats": 2} | changed
+    given: dict[str, Any] = {"rates": [0.5], "arrivals": 3, "max_tokens": 3, "warmup": 2, "repeats": 2} | changed
     return Load(concurrency, requests, **given)
 
 

@@ -237,7 +237,7 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
     (tmp_path / "reports/graph.svg").write_text(GRAPH)
     metrics.write("reports/gate.json", GATED)
     (tmp_path / "LICENSE").write_text("MIT License")
-    monkeypatch.setattr(stage.params, "load", lambda *_: cfg)
+    monkeypatch.setattr(stage.params, "load", lambda section, _: {"card": cfg, "cost": COSTS}[section])
     monkeypatch.setattr(stage.recipe, "load", lambda: RECIPE)
     monkeypatch.setattr(stage.results, "load", lambda _: results)
     stage.main()
