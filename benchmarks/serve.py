@@ -35,7 +35,7 @@ from typing import Any
 from benchmarks import serve_start
 from benchmarks.train import Contenders, Figures, in_turn, median
 from commands.serve import Served
-from temper import cost, envs, hardware, load, lossless, metrics, recipe, records
+from temper import cost, envs, hardware, load, lossless, metrics, recipe
 from temper.endpoint import Endpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -158,7 +158,7 @@ def speculation(arguments: argparse.Namespace) -> Values:
             up[name] = serve_start.bare(served, serve_start.speculative(fields), DEVELOPER)
         urls = {name: stack.enter_context(one).url for name, one in up.items()}
         found = client(urls, served.cfg.name, ALONE, arguments.repeats, ends=True)
-        chats = load.prompts(list(records.read(ROWS)), 64, SEED)
+        chats = load.prompts(load.rows(ROWS), 64, SEED)
         held = {
             f"speculation_{name}_{key}": value
             for name in drafts

@@ -13,7 +13,7 @@ from temper import levels, load, records
 
 def main(settings: str, target: str) -> None:
     given = json.loads(Path(settings).read_text())
-    found = in_turn(given, list(records.read(given["rows"])))
+    found = in_turn(given, load.rows(Path(given["rows"])))
     Path(target).write_text(json.dumps(found))
 
 

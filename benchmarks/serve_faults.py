@@ -53,7 +53,7 @@ from benchmarks.serve_callers import (
     statuses,
 )
 from commands.serve import Served
-from temper import hardware, load, lossless, metrics, records, scrape
+from temper import hardware, load, lossless, metrics, scrape
 from temper.endpoint import Endpoint
 from temper.load import Chat
 from temper.lossless import Answer
@@ -92,7 +92,7 @@ def main() -> None:
     if not ROWS.is_file():
         raise SystemExit(f"{ROWS}: the rows of the default job are missing: run `make repro` first")
     allow_files(arguments.connections + EXTRA_FILES)
-    chats = load.prompts(list(records.read(ROWS)), CHATS, SEED)
+    chats = load.prompts(load.rows(ROWS), CHATS, SEED)
     with tempfile.TemporaryDirectory(prefix="bench-faults-") as folder:
         overrides = [*arguments.overrides, f"serve.log.folder={folder}/logs"]
         with serve_start.prepared(overrides) as served:

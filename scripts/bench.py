@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import levels, load, lossless, metrics, params, progress, records, stage, variants, vllm
+from temper import levels, load, lossless, metrics, params, progress, stage, variants, vllm
 from temper.levels import Load
 from temper.variants import Served
 
@@ -29,9 +29,7 @@ def main() -> None:
     variants.check(cfg, place)
     cfg.load.loops(place)
     vllm.require_build()
-    rows = [row for row in records.read(TEST) if row.get("kind", "call") in ("call", "chat")]
-    if not rows:
-        raise SystemExit(f"{TEST}: no rows, expected at least one to send: raise split.test or ingest.limit")
+    rows = load.rows(TEST)
 
     model = variants.weights(cfg, folder, release).name
     with variants.endpoint(cfg, folder, release, cfg.seed, params.runtime()) as server:

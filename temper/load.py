@@ -7,8 +7,10 @@ import os
 import random
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from temper import records
 from temper.records import Row
 
 Chat = list[dict[str, str]]
@@ -17,6 +19,14 @@ LETTER = 3  # tokens more than asked for, by which llama.cpp ends the letter tha
 STEADY = ("tokens_per_second", "requests_per_second", "ttft_p50_ms", "e2e_p50_ms")
 """Figures that are also given as the least and the most of the repeats."""
 ENDS: dict[str, Any] = {"least": min, "most": max}
+
+
+def rows(path: Path) -> list[Row]:
+    """The rows of a file that a server can be asked; exits when there are none."""
+    found = [row for row in records.read(path) if row.get("kind", "call") in ("call", "chat")]
+    if not found:
+        raise SystemExit(f"{path}: no rows, expected at least one to send: raise split.test or ingest.limit")
+    return found
 
 
 def prompts(rows: list[Row], count: int, seed: int) -> list[Chat]:
