@@ -192,3 +192,11 @@ def test_every_experiment_says_how_to_run_it() -> None:
         head = file.read_text().splitlines()[:2]
         assert head[0] == "# @package _global_"
         assert f"-S experiment={file.stem}" in head[1]
+
+
+def test_a_variant_that_no_stage_makes_is_named_before_anything_runs(tree: Path) -> None:
+    Path("params.yaml").write_text(composed(["recipe.formats=[gguf]"]))
+    with pytest.raises(SystemExit, match=r"^bench\.gptq: .*models/gptq: .*recipe\.formats.*bench=bf16$"):
+        check.main()
+    Path("params.yaml").write_text(composed(["recipe.formats=[gguf]", "bench=bf16"]))
+    check.main()
