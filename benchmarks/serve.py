@@ -10,8 +10,8 @@ gateway      Output tokens/s at 1, 8 and 32 at once through `make serve` as conf
              flags and no gateway, both up all the time. `unlogged` is `make serve` without its log, which scrubs what it keeps.
 settings     vLLM as it starts when told no more than the model, beside one setting at a time, the flags of `make serve`, and all
              settings together that helped at 8 and 32; each a server of its own.
-speculation  One request at a time, answers that end where the model ends them: no draft, n-grams, and EAGLE-3 where models/draft
-             is. Greedy answers with a draft are held against the model's own choices.
+speculation  One request at a time, answers that end where the model ends them: without a draft, and with each of conf/bench. Greedy
+             answers with a draft are held against the model's own choices.
 quants       Exact answers that each released quant keeps, from reports/retention.
 llama        Tokens/s of an answer from the GGUF through `make serve`, beside what llama-bench does (benchmarks/llama_bench.py),
              behind as many tokens of context.
@@ -32,10 +32,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import serve_start
+from benchmarks import journal, serve_start
 from benchmarks.train import Contenders, Figures, in_turn, median
 from commands.serve import Served
-from temper import cost, envs, hardware, load, lossless, metrics, recipe
+from scripts.bench import Bench
+from temper import cost, envs, load, lossless, metrics, params, recipe, variants
 from temper.endpoint import Endpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,7 +46,6 @@ LOOPS = ((1, 12), (8, 48), (32, 96))  # callers, requests
 ALONE = ((1, 24),)
 MAX_TOKENS = 64
 SEED = 17
-TIE = 0.25  # nats; see temper/lossless.py
 HELPS = 1.02  # what a setting must gain to be taken into the combination
 LLAMA = (512, 128)  # tokens of a prompt and of an answer, as llama-bench has them
 TARGETS = {
@@ -88,22 +88,7 @@ def main() -> None:
     os.chdir(REPOSITORY)
     if not ROWS.is_file():
         raise SystemExit(f"{ROWS}: the rows of the default job are missing: run `make repro` first")
-    for name in arguments.parts:
-        given = {key: value for key, value in sorted(vars(arguments).items()) if key != "parts"}
-        command = f"python -m benchmarks.serve --parts {name} " + " ".join(
-            f"--{key} {' '.join(value) if isinstance(value, list) else value}" for key, value in given.items()
-        )
-        known = metrics.read(OUT) if OUT.is_file() else {}
-        if known.get(f"{name}_command") == command:
-            print(f"{name}: measured already")
-            continue
-        found = PARTS[name](arguments)
-        kept = {key: value for key, value in known.items() if not key.startswith(f"{name}_")}
-        targets = {f"{key}_target": value for key, value in TARGETS.items() if key in found}
-        about = {f"{name}_command": command, "machine": str(hardware.found())}
-        metrics.write(OUT, kept | found | targets | about)
-        for key in sorted(found):
-            print(f"{key:48} {found[key]:.6g}" if isinstance(found[key], float) else f"{key:48} {found[key]}")
+    journal.run("benchmarks.serve", OUT, PARTS, TARGETS, arguments)
 
 
 def parsed() -> argparse.Namespace:
@@ -147,22 +132,21 @@ def settings(arguments: argparse.Namespace) -> Values:
 
 
 def speculation(arguments: argparse.Namespace) -> Values:
-    drafts: dict[str, dict[str, str | int]] = {
-        "ngram": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
-    }
-    if Path("models/draft/config.json").is_file():
-        drafts["eagle3"] = {"method": "eagle3", "model": "models/draft", "num_speculative_tokens": 3}
+    sections = {name: params.load(f"bench.{name}", Bench) for name in variants.measured()}
+    drafts = {name: (Path("models", one.model), one.speculation) for name, one in sections.items() if one.speculation}
+    if not drafts:
+        raise SystemExit("params.yaml: no section of bench has a draft: compose it with bench=default")
     with serve_start.prepared([]) as served, ExitStack() as stack:
         up = {"plain": serve_start.bare(served, environment=DEVELOPER)}
-        for name, fields in drafts.items():
-            up[name] = serve_start.bare(served, serve_start.speculative(fields), DEVELOPER)
+        for name, (folder_of, draft) in drafts.items():
+            up[name] = serve_start.bare(served, variants.speculation(draft, folder_of), DEVELOPER)
         urls = {name: stack.enter_context(one).url for name, one in up.items()}
         found = client(urls, served.cfg.name, ALONE, arguments.repeats, ends=True)
         chats = load.prompts(load.rows(ROWS), 64, SEED)
         held = {
             f"speculation_{name}_{key}": value
-            for name in drafts
-            for key, value in lossless.held(urls[name], served.cfg.name, chats, MAX_TOKENS, TIE).items()
+            for name, (_, draft) in drafts.items()
+            for key, value in lossless.held(urls[name], served.cfg.name, chats, MAX_TOKENS, draft.tie).items()
         }
     times = {f"speculation_{name}_times_plain": ratio(found, name, "plain", 1) for name in drafts}
     best = max(drafts, key=lambda name: times[f"speculation_{name}_times_plain"])
@@ -185,17 +169,17 @@ def llama(arguments: argparse.Namespace) -> Values:
     prompt, generated = LLAMA
     with serve_start.prepared(["serve=llama.cpp"]) as served, folder() as place:
         with serve_start.ours(["serve=llama.cpp", log(place)]) as endpoint:
-            chats = client({"ours": endpoint.url}, served.cfg.name, ALONE, arguments.repeats, max_tokens=generated)[
-                "ours"
-            ]
-        depth = round(median(chats, "c1_prompt_tokens"))
+            urls = {"ours": endpoint.url}
+            # With an end of their own: to look for one that must not come costs time of its own.
+            answers = client(urls, served.cfg.name, ALONE, arguments.repeats, max_tokens=generated, ends=True)["ours"]
+        depth = round(median(answers, "c1_prompt_tokens"))
         numbers = [served.runtime["threads"], prompt, generated, depth, arguments.repeats]
         command = [envs.python("quantize"), "-m", "benchmarks.llama_bench", served.model, *numbers]
         own = json.loads(said([str(part) for part in command]))
-    rate = 1000 / median(chats, "c1_tpot_p50_ms")
+    rate = 1000 / median(answers, "c1_tpot_mean_ms")
     values = {"llama_ours_tokens_per_second": rate, "llama_own_tokens_per_second": statistics.median(own["tg"])}
     values |= {"llama_own_prompt_tokens_per_second": statistics.median(own["pp"]), "llama_depth": depth}
-    values["llama_ours_prompt_tokens_per_second"] = 1000 * depth / median(chats, "c1_ttft_p50_ms")
+    values["llama_ours_prompt_tokens_per_second"] = 1000 * depth / median(answers, "c1_ttft_p50_ms")
     return values | {"llama_times_own": rate / values["llama_own_tokens_per_second"]}
 
 
@@ -260,12 +244,15 @@ def first_token(name: str, endpoint: Callable[[], Endpoint], model: str) -> Figu
     import httpx
 
     asked = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "stream": True}
-    with endpoint() as server_up, httpx.Client(base_url=server_up.url, timeout=120, trust_env=False) as http:
-        with http.stream("POST", "/v1/chat/completions", json=asked) as reply:
-            line = next(line for line in reply.iter_lines() if line.startswith("data: "))
-            seconds = time.monotonic() - server_up.started
+    with (
+        endpoint() as server_up,
+        httpx.Client(base_url=server_up.url, timeout=120, trust_env=False) as http,
+        http.stream("POST", "/v1/chat/completions", json=asked) as reply,
+    ):
         if reply.status_code != 200:
-            raise SystemExit(f"benchmarks.serve: {name}: status {reply.status_code}: {line}")
+            raise SystemExit(f"benchmarks.serve: {name}: status {reply.status_code} for a first request")
+        next(line for line in reply.iter_lines() if line.startswith("data: "))
+        seconds = time.monotonic() - server_up.started
     return {name: {"first_token_seconds": seconds, "start_seconds": server_up.start_seconds}}
 
 

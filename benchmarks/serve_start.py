@@ -1,6 +1,5 @@
 """`make serve`, and the bare engine as one would start it by hand with the same flags, on free loopback ports."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +53,3 @@ def by_default(served: Served, more: list[str], environment: dict[str, str]) -> 
     command += ["--model", str(served.model), "--served-model-name", served.cfg.name]
     quiet = {name: server.environment(served.runtime)[name] for name in ("VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE")}
     return Endpoint([*command, "--host", server.HOST, "--port", str(port), *more], port, quiet | environment)
-
-
-def speculative(fields: dict[str, str | int]) -> list[str]:
-    return ["--speculative-config", json.dumps(fields)]

@@ -16,6 +16,7 @@ from temper.records import Row
 Chat = list[dict[str, str]]
 PERCENTILES = (50, 90, 99)
 LETTER = 3  # tokens more than asked for, by which llama.cpp ends the letter that it has begun
+TIMED = ("latencies", "ttfts", "output_lens")  # of each request, in vLLM's result
 STEADY = ("tokens_per_second", "requests_per_second", "ttft_p50_ms", "e2e_p50_ms")
 """Figures that are also given as the least and the most of the repeats."""
 ENDS: dict[str, Any] = {"least": min, "most": max}
@@ -134,6 +135,7 @@ def _figures(results: list[Row]) -> dict[str, float]:
         "tpot": gathered(map(token_times, results)),
     }
     times = {f"{name}_p{p}_ms": 1000 * percentile(values, p) for name, values in waits.items() for p in PERCENTILES}
+    times["tpot_mean_ms"] = 1000 * time_of_a_token(results)
     rates = {
         "tokens_per_second": sum(one["total_output_tokens"] for one in results) / seconds,
         "requests_per_second": sum(one["completed"] for one in results) / seconds,
@@ -141,9 +143,16 @@ def _figures(results: list[Row]) -> dict[str, float]:
     return rates | times
 
 
+def time_of_a_token(results: list[Row]) -> float:
+    """Seconds of a token after the first, on the average of all such tokens; 0 where no answer has one."""
+    each = [one for result in results for one in zip(*(result[key] for key in TIMED), strict=True)]
+    tokens = sum(length - 1 for _, _, length in each)
+    return sum(latency - first for latency, first, _ in each) / tokens if tokens else 0.0
+
+
 def token_times(result: Row) -> list[float]:
     """Seconds of a token after the first, on the average of each answer that has more than one."""
-    each = zip(result["latencies"], result["ttfts"], result["output_lens"], strict=True)
+    each = zip(*(result[key] for key in TIMED), strict=True)
     return [(latency - first) / (tokens - 1) for latency, first, tokens in each if tokens > 1]
 
 

@@ -36,6 +36,8 @@ def test_figures_are_milliseconds_under_their_level() -> None:
     assert values["c8_e2e_p90_ms"] == pytest.approx(124)
     # Of a token after the first: (70 − 40) / 2 and (130 − 60) / 2.
     assert values["c8_tpot_p50_ms"] == pytest.approx(25)
+    unlike = RAW | {"output_lens": [3, 8], "total_output_tokens": 11}
+    assert load.figures([unlike], "c8")["c8_tpot_mean_ms"] == pytest.approx((30 + 70) / (2 + 7))
 
 
 def test_rates_are_medians_of_repeats_with_their_spread_and_percentiles_of_all_requests() -> None:
