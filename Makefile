@@ -7,7 +7,7 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loa
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention bench evaluate gate card scorecard
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults contamination-drill synthesize deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ verify: setup ## Run the smoke preset in two clean clones and print the outs tha
 plan: env-main ## Before a run: memory, tokens, time and cost of each stage (ARGS="model=llama3.1-8b hardware=gpu8")
 	@python -m commands.plan $(ARGS)
 
+cost: env-main ## Dollars for 1M output tokens, by variant and concurrency, beside APIs and other revisions (REVISIONS="exp-a v1.0.0")
+	@python -m commands.cost $(REVISIONS)
+
 launch: env-main ## Write a job for a cluster (ARGS="slurm hardware=gpu8"; skypilot, kubernetes, torchrun)
 	@python -m commands.launch $(ARGS)
 
@@ -95,6 +98,12 @@ bench-data: env-main env-train ## Measure the data stages on labelled data (TEMP
 
 bench-train: setup ## Measure training: against plain TRL, against Axolotl by hand, what helps a CPU, GRPO's step, a sweep
 	@python -m benchmarks.train $(ARGS)
+
+bench-serve: setup ## Measure serving: ours against the bare engine, settings, speculation, llama.cpp's own loop, time to the first token
+	@python -m benchmarks.serve $(ARGS)
+
+bench-faults: setup ## Load `make serve` for ten minutes, then break it: kills, a full queue, bad requests, slow readers, 1,000 connections
+	@python -m benchmarks.serve_faults $(ARGS)
 
 contamination-drill: setup ## Leak a share of the test into training: the gate must catch it; let pass, it must show (ARGS="--share 0.5 --let-pass")
 	@python -m commands.contamination_drill $(ARGS)

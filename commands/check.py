@@ -14,7 +14,8 @@ from commands.compose import composed
 from commands.deploy import Deploy
 from commands.launch import Launch
 from commands.synthesize import METHODS, Synthesize
-from temper import base_model, executors, graph, health, params, plan, recipe, serving, sources, study, vllm
+from scripts.bench import Bench
+from temper import base_model, cost, executors, graph, health, params, plan, recipe, serving, sources, study, vllm
 
 
 @dataclasses.dataclass
@@ -58,6 +59,7 @@ class Hardware:
     gradient_checkpointing: bool
     deepspeed: str | None
     fsdp: str | None
+    price: cost.Price
     runtime: params.Runtime
 
 
@@ -75,12 +77,24 @@ def main(asked: Sequence[str] = ()) -> None:
     number = check(found, tracked, str(params.PARAMS))
     params.tracking()
     recipe.load()
+    made(found)
     for name in asked:
         running(name)
     if not asked:
         # The whole graph ends in stages that sample; one alone, such as sft, may need no vLLM.
         vllm.require_build()
     print(f"params.yaml: {number} sections fit their stages")
+
+
+def made(settings: DictConfig) -> None:
+    """Exit unless some stage makes what each variant of `bench` serves."""
+    outs = {out for stage in graph.stages() for out in stage.outs}
+    for variant, section in settings.bench.items():
+        if f"models/{section.model}" not in outs:
+            raise SystemExit(
+                f"bench.{variant}: no stage of this recipe makes models/{section.model}: name it in recipe.formats, or measure the "
+                "release alone with bench=bf16"
+            )
 
 
 def running(name: str) -> None:
@@ -118,7 +132,9 @@ def stages() -> dict[str, type]:
     scripts = {stage.script: importlib.import_module(f"scripts.{stage.script}") for stage in found}
     # A matrix whose items differ has a section for each, those that the recipe leaves out too.
     sections = {f"{name}.{item}": one for name, script in scripts.items() for item, one in items(script).items()}
-    alike = [(stage.script, section) for stage in found for section in stage.params if not items(scripts[stage.script])]
+    # The sections of `bench` are whichever there are: see shared().
+    others = [stage for stage in found if stage.script != "bench" and not items(scripts[stage.script])]
+    alike = [(stage.script, section) for stage in others for section in stage.params]
     return sections | {section: schema(scripts[name], name) for name, section in alike}
 
 
@@ -133,7 +149,8 @@ def shared(settings: DictConfig, place: str) -> dict[str, type]:
         "recipe": recipe.Recipe,
     }
     known |= {"health": health.Health, "plan": plan.Settings, "ablation": study.Study, "launch": Launch}
-    known |= {"deploy": Deploy, "serve": serving.Serve}
+    known |= {"deploy": Deploy, "serve": serving.Serve, "cost": cost.Cost}
+    known |= {f"bench.{variant}": Bench for variant in settings.bench}
     if kind not in executors.SCHEMAS:
         raise SystemExit(f"{place}: executor.kind is '{kind}': choose one of {', '.join(executors.SCHEMAS)}")
     if method not in METHODS:

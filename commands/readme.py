@@ -34,6 +34,7 @@ def pages_of() -> dict[Path, Parts]:
             "data": measured.table(measured.DATA),
             "scale": measured.scale_table(),
             "training": measured.table(measured.TRAINING),
+            "serving": measured.table(measured.SERVING),
         },
     }
 

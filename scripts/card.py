@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from temper import datacard, evaluation_matrix, gate, metrics, mof, pages, params, recipe, records, results, stage
+from temper.cost import Cost
 
 
 @dataclass
@@ -42,7 +43,8 @@ class Card:
 
 
 def main() -> None:
-    cfg = params.load("card", Card)
+    cfg, costs = params.load("card", Card), params.load("cost", Cost)
+    costs.check()
 
     found = results.load(recipe.load())
     answers = {variant: list(records.read(f"data/evaluate/{variant}.jsonl")) for variant in found.variants}
@@ -53,7 +55,7 @@ def main() -> None:
     offered = replace(found.recipe, formats=found.released)
     openness = mof.document(cfg, datacard.used(datacard.counted(datacard.trained()), cfg), offered)
 
-    described = pages.card(found, cfg, judged, openness, metrics.read(gate.REPORT))
+    described = pages.card(found, cfg, costs, judged, openness, metrics.read(gate.REPORT))
     Path("reports/mof.yml").write_text(mof.text(openness), encoding="utf-8")
     Path("reports/model-card.md").write_text(described, encoding="utf-8")
     page = pages.report(found, cfg, judged, openness, answers, likelihoods, graph)

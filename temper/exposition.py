@@ -5,7 +5,8 @@ Plain numbers of the server's process, read when /metrics is asked for: a reques
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 BOUNDS = (
@@ -21,6 +22,7 @@ BOUNDS = (
     3.0,
     10.0,
 )  # seconds that the guard took of a request
+WAITS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # seconds in a queue
 SCORES = 256  # of the judge, over which the mean is taken
 
 
@@ -73,7 +75,10 @@ class Series:
             mean = sum(self.scores) / len(self.scores)
             yield GaugeMetricFamily("temper_judge_score", f"Mean of the last {SCORES} scores of answers.", mean)
         yield HistogramMetricFamily(
-            "temper_guard_seconds", "Seconds that the guard took of a request.", self._buckets(), self.guard_seconds
+            "temper_guard_seconds",
+            "Seconds that the guard took of a request.",
+            cumulative(BOUNDS, self.guard_buckets),
+            self.guard_seconds,
         )
 
     def register(self) -> None:
@@ -82,9 +87,32 @@ class Series:
 
         REGISTRY.register(self)
 
-    def _buckets(self) -> list[tuple[str, float]]:
-        below, found = 0, []
-        for bound, count in zip([*map(str, BOUNDS), "+Inf"], self.guard_buckets, strict=True):
-            below += count
-            found.append((bound, float(below)))
-        return found
+
+class Waits:
+    """Seconds that requests waited in a queue, for an engine that has no series of its own."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.buckets = [0] * (len(WAITS) + 1)
+
+    def add(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.buckets[bisect_left(WAITS, seconds)] += 1
+
+    def collect(self) -> Iterator[Any]:
+        """Prometheus' family of metrics."""
+        from prometheus_client.core import HistogramMetricFamily
+
+        buckets = cumulative(WAITS, self.buckets)
+        yield HistogramMetricFamily("temper_queue_seconds", "Seconds until requests began.", buckets, self.seconds)
+
+    def register(self) -> None:
+        """Show the series where the engine's are shown."""
+        from prometheus_client import REGISTRY
+
+        REGISTRY.register(self)
+
+
+def cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """(bound, how many were at most that large), as Prometheus has a histogram."""
+    return list(zip([*map(str, bounds), "+Inf"], map(float, accumulate(counts)), strict=True))

@@ -18,7 +18,7 @@ OFF = "off"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, or one item of a matrix stage, with paths as they are on disk."""
+    """One stage, or one item of a matrix or foreach stage, with paths as they are on disk."""
 
     name: str
     desc: str
@@ -38,7 +38,7 @@ class Stage:
 
 
 def stages(path: Path = PIPELINE) -> list[Stage]:
-    """Every stage that runs, matrix items expanded, in the order of dvc.yaml."""
+    """Every stage that runs, items of matrix and foreach expanded, in the order of dvc.yaml."""
     return [stage for stage in definitions(path) if not stage.name.endswith(f"@{OFF}")]
 
 
@@ -103,6 +103,10 @@ def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
 
 
 def _expanded(name: str, body: dict[str, Any], settings: DictConfig) -> list[Stage]:
+    if "foreach" in body:
+        items = _value(settings, body["foreach"].strip("${}"))
+        each = {key: OmegaConf.merge(settings, {"key": key, "item": item}) for key, item in items.items()}
+        return [_stage(f"{name}@{key}", body["do"], one) for key, one in each.items()]
     if "matrix" not in body:
         return [_stage(name, body, settings)]
     ((key, items),) = body["matrix"].items()

@@ -16,6 +16,7 @@ from typing import Any
 
 from temper import stage
 from temper.exchange import DONE, END, GONE, Receive, Refused, Scope, Send, event, respond
+from temper.exposition import Waits
 from temper.gateway import Gateway
 
 LONGEST_LINE = 1 << 26
@@ -23,6 +24,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("temperature", "top_p", "presence_penalty", "frequency_penalty"), (int, float)),
     **dict.fromkeys(("seed", "max_tokens", "max_completion_tokens"), (int,)),
     "stop": (str, list),
+    "ignore_eos": (bool,),
 }
 RANGES = {
     **{"temperature": (0, 10), "top_p": (0, 1), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2)},
@@ -30,6 +32,7 @@ RANGES = {
 }
 EXPECTED = {
     "stop": "text, or a list of texts",
+    "ignore_eos": "true or false",
     **{option: f"a number from {low} to {high}" for option, (low, high) in RANGES.items()},
 }
 
@@ -42,6 +45,8 @@ class Worker:
         self._numbers = itertools.count(1)
         self._pieces: dict[int, asyncio.Queue[dict[str, Any]]] = {}
         self.context = 0
+        self.waits = Waits()
+        """Of requests, until the process begins with them."""
         self.on_end: Callable[[], None] = lambda: None
         """Called when the process ends that should not."""
 
@@ -77,13 +82,16 @@ class Worker:
 
     async def ask(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Pieces of one answer; leaving the loop ends it."""
-        number = next(self._numbers)
+        number, asked = next(self._numbers), time.perf_counter()
         pieces = self._pieces[number] = asyncio.Queue()
         is_done = False
         self._tell(request | {"id": number})
         try:
             while not is_done:
                 piece = await pieces.get()
+                if "begun" in piece:
+                    self.waits.add(time.perf_counter() - asked)
+                    continue
                 is_done = "end" in piece or "error" in piece
                 yield piece
         finally:
@@ -248,6 +256,8 @@ def checked(request: dict[str, Any], path: str, name: str) -> None:
 
 
 def in_range(option: str, value: Any) -> bool:
+    if option == "ignore_eos":
+        return True
     if option == "stop":
         return all(isinstance(one, str) and one for one in ([value] if isinstance(value, str) else value))
     low, high = RANGES[option]
@@ -286,11 +296,13 @@ def main() -> None:
     stage.die_with_parent()
     given = arguments()
     worker = Worker([given.worker, "-m", "temper.llama_worker", given.model, str(given.threads), str(given.context)])
-    app = LlamaApp(worker, given.served_model_name, given.max_tokens)
+    worker.waits.register()
+    engine = LlamaApp(worker, given.served_model_name, given.max_tokens)
+    app = engine if given.bare else Gateway(engine)
 
     async def serve() -> int | None:
         config = uvicorn.Config(
-            Gateway(app),
+            app,
             host=given.host,
             port=given.port,
             lifespan="off",
@@ -321,6 +333,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(name, required=True)
     for name in ("--port", "--threads", "--context", "--max-tokens", "--drain"):
         parser.add_argument(name, required=True, type=int)
+    parser.add_argument("--bare", action="store_true", help="without the gateway: no guard, limits, key or log")
     return parser.parse_args()
 
 

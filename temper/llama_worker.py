@@ -5,7 +5,9 @@ python -m temper.llama_worker MODEL.gguf THREADS CONTEXT
 One answer at a time. `{"cancel": n}` ends the answer n, under way or waiting.
 """
 
+import functools
 import json
+import math
 import os
 import queue
 import sys
@@ -68,8 +70,10 @@ class Counted:
 
 
 def answered(engine: Any, count: Counted, request: Request, cancelled: set[int]) -> Iterator[dict[str, Any]]:
-    """`text` by and by, then `end` with the reason and the tokens of prompt and answer, or an `error` that is the request's."""
+    """`begun`, `text` by and by, then `end` with the reason and the tokens of prompt and answer, or an `error` that is the
+    request's."""
     reason = "cancelled"
+    yield {"begun": True}
     try:
         for chunk in () if request["id"] in cancelled else _chunks(engine, request):
             if request["id"] in cancelled:
@@ -93,12 +97,23 @@ def answered(engine: Any, count: Counted, request: Request, cancelled: set[int])
 
 def _chunks(engine: Any, request: Request) -> Iterator[dict[str, Any]]:
     options = {key: request[key] for key in OPTIONS if request.get(key) is not None}
+    if request.get("ignore_eos"):
+        options["logit_bias"] = dict.fromkeys(_ends(engine), -math.inf)
     if "prompt" in request:
         found: Iterator[dict[str, Any]] = engine.create_completion(request["prompt"], stream=True, **options)
         return found
     if form := form_of(request.get("response_format")):
         options["response_format"] = form
     return engine.create_chat_completion(request["messages"], stream=True, **options)
+
+
+@functools.cache
+def _ends(engine: Any) -> list[int]:
+    """Tokens that end an answer."""
+    import llama_cpp
+
+    vocabulary = engine._model.vocab
+    return [token for token in range(engine.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, token)]
 
 
 def form_of(wanted: Any) -> dict[str, Any] | None:

@@ -1,13 +1,15 @@
 """The model card and the HTML report: what they say, filled into temper/templates/."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from temper import comparisons, evaluation_matrix, figures, forgetting, gate
+from temper import comparisons, cost, evaluation_matrix, figures, forgetting, gate
 from temper.comparisons import Verdict
+from temper.cost import Cost
 from temper.evaluation_matrix import Asked, Matrix
 from temper.recipe import MODELS as METHODS
 from temper.records import Row
@@ -28,10 +30,13 @@ CHARTED = ("exact", "call_exact", "null_exact", "valid_json")
 SAMPLES = 20
 
 
-def card(results: Results, cfg: Any, matrix: Matrix, openness: dict[str, Any], gated: gate.Values) -> str:
+def card(results: Results, cfg: Any, costs: Cost, matrix: Matrix, openness: dict[str, Any], gated: gate.Values) -> str:
     """The model card: Markdown with the front matter that the Hugging Face Hub parses; `openness` is reports/mof.yml, `gated`
     reports/gate.json."""
-    more = {"trail": trail(results), "openness": openness, "gated": gated, "checks": gate.table(gated)}
+    more: dict[str, Any] = {"trail": trail(results), "openness": openness, "gated": gated, "checks": gate.table(gated)}
+    more |= {"speeds": speeds(results, costs), "drafts": drafts(results), "apis": apis(results, costs), "costs": costs}
+    release = results.stages["bench/bf16"]
+    more |= {"tokens": (cost.prompt_tokens(release), cost.answer_tokens(release))}
     return _render("model-card.md.j2", results, cfg, matrix, **more)
 
 
@@ -115,6 +120,49 @@ def name_of(model: str) -> str:
 def trail(results: Results) -> str:
     """`SFT → DPO`, the trainings that lead from the base to the release."""
     return " → ".join(name_of(model) for model in results.recipe.chain()[1:])
+
+
+@dataclass(frozen=True)
+class Speed:
+    variant: str
+    concurrency: int
+    report: dict[str, Any]
+    costs: Cost
+
+    def __getitem__(self, key: str) -> float:
+        return float(self.report[f"c{self.concurrency}_{key}"])
+
+    @property
+    def dollars(self) -> float:
+        """For a million output tokens."""
+        return cost.served(self.report, self.concurrency, self.costs)
+
+
+def speeds(results: Results, costs: Cost) -> list[Speed]:
+    """Of each variant, at each concurrency."""
+    return [
+        Speed(name, level, results.stages[f"bench/{name}"], costs)
+        for name in results.served
+        for level in cost.levels(results.stages[f"bench/{name}"])
+    ]
+
+
+def drafts(results: Results) -> dict[str, str]:
+    """What each draft is worth, in words."""
+    reports = {name: results.stages[f"bench/{name}"] for name in results.served}
+    return {name: draft_line(report) for name, report in reports.items() if "domain_acceptance" in report}
+
+
+def draft_line(report: dict[str, Any]) -> str:
+    """`0.33 of drafted tokens accepted, 1.99 tokens a drafted step, lossless (1,024 tokens, 3 of them ties)`."""
+    share, length = report["domain_acceptance"], report["domain_acceptance_length"]
+    worth = f"{share:.2f} of drafted tokens accepted, {length:.2f} tokens a drafted step"
+    return f"{worth}, lossless ({report['lossless_tokens']:,} tokens, {report['lossless_ties']} of them ties)"
+
+
+def apis(results: Results, costs: Cost) -> dict[str, float]:
+    """Dollars that each API would take for a million output tokens of the same requests."""
+    return {name: cost.asked(api, results.stages["bench/bf16"]) for name, api in costs.apis.items()}
 
 
 def speed(results: Results, concurrency: int) -> float:

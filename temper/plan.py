@@ -34,8 +34,6 @@ class Device:
     mfu: float
     """Share of tflops that training reaches."""
     bandwidth_gbs: float
-    price: float
-    """Dollars an hour."""
     process_gb: float
     serve_gb: float
     """As process_gb, of vLLM with what asks it."""

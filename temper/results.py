@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import metrics
+from temper import cost, metrics, params
 from temper.recipe import Recipe
 
 Values = dict[str, Any]
@@ -55,9 +55,13 @@ class Results:
         return values[measure], values[f"{measure}_low"], values[f"{measure}_high"]
 
     def levels(self) -> list[int]:
-        """The concurrencies that `bench` measured, in order."""
-        keys = self.stages["bench/bf16"]
-        return sorted(int(key[1:].split("_")[0]) for key in keys if key.endswith("_tokens_per_second"))
+        """The concurrencies at which `bench` measured the release, in order."""
+        return cost.levels(self.stages["bench/bf16"])
+
+    @property
+    def served(self) -> list[str]:
+        """The variants that `bench` measured."""
+        return [name.removeprefix("bench/") for name in self.stages if name.startswith("bench/")]
 
     @property
     def released(self) -> list[str]:
@@ -90,7 +94,8 @@ def load(chosen: Recipe, folder: Path = Path("reports")) -> Results:
 def _expected(chosen: Recipe) -> Iterator[str]:
     yield from ("base", *DATA_STAGES, "general", *(f"training/{name}" for name in chosen.stages()))
     yield from (f"{stage}/{name}" for stage in ("quantize", "retention") for name in chosen.formats)
-    yield from ("bench/bf16", *(f"evaluate/{variant}" for variant in chosen.variants))
+    yield from (f"bench/{variant}" for variant in params.tree().bench)
+    yield from (f"evaluate/{variant}" for variant in chosen.variants)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -437,7 +437,7 @@ def stand_in_tree(tools: Path, clone_to: Callable[[Path], Path]) -> tuple[Path, 
     clone_to(root)
     (tools / "stand_in.py").write_text(STAND_IN)
     pipeline = root / "dvc.yaml"
-    command = re.compile(r"cmd: .*-m scripts\.(\w+)(?: (\$\{item\.\w+\}))?.*$", re.MULTILINE)
+    command = re.compile(r"cmd: .*-m scripts\.(\w+)(?: (\$\{(?:item\.\w+|key)\}))?.*$", re.MULTILINE)
     pipeline.write_text(command.sub(lambda found: stand_in(tools, *found.groups()), pipeline.read_text()))
     (root / "dvc.lock").unlink(missing_ok=True)
     commit(root, "stand-ins")

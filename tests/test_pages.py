@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from scripts import card as stage
 from scripts.card import About, Card
 from temper import evaluation_matrix, metrics, mof, pages, params, records
+from temper.cost import Api, Cost, Price
 from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
@@ -40,6 +41,13 @@ GATED |= {
     "safety_verdict": "skipped",
 }
 
+COSTS = Cost(
+    Price(0.1, "2026-05-07", "https://example.org/prices"),
+    0.5,
+    {"Small": Api(0.2, 1.0, "2026-05-01", "https://example.org/small")},
+    0.03,
+)
+
 
 @pytest.fixture
 def results() -> Results:
@@ -64,12 +72,19 @@ def results() -> Results:
     stages["retention/gptq"] = kept | {"exact_kept": 0.9, "released": False, "withheld": "exact_kept 0.9 < 0.97"}
     parts = {
         "tokens_per_second": 48.0,
+        "tokens_per_second_least": 45.0,
+        "tokens_per_second_most": 49.0,
+        "requests_per_second": 1.5,
+        "prompt_tokens": 320.0,
         "ttft_p50_ms": 31.0,
         "ttft_p99_ms": 41.0,
         "itl_p50_ms": 20.5,
         "itl_p99_ms": 29.5,
     }
     stages["bench/bf16"] = {f"c8_{name}": value for name, value in parts.items()}
+    stages["bench/bf16"] |= {f"open70_{name}": 0.0 for name in parts}
+    draft = {"domain_acceptance": 0.25, "domain_acceptance_length": 1.75, "lossless_tokens": 1024, "lossless_ties": 3}
+    stages["bench/ngram"] = {f"c1_{name}": value / 2 for name, value in parts.items()} | draft
     timing = {name: {"seconds": 60.0, "peak_memory_gb": 1.5, "hardware": "a quiet machine"} for name in stages}
     curve = [{"step": "1", "loss": "2.5", "eval_loss": ""}, {"step": "2", "loss": "1.5", "eval_loss": "1.75"}]
     return Results(RECIPE, stages, timing, {"sft": curve, "dpo": curve})
@@ -107,7 +122,7 @@ def openness(card: Card = CARD) -> dict[str, Any]:
 
 
 def carded(results: Results, card: Card = CARD) -> str:
-    return pages.card(results, card, matrix(), openness(card), GATED)
+    return pages.card(results, card, COSTS, matrix(), openness(card), GATED)
 
 
 def reported(results: Results, card: Card = CARD) -> str:
@@ -131,7 +146,12 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
         "0.3456",
         "0.6543",
         "Q4_K_M, 105 MB of 270 MB, 6.21 bits",
-        "| 8 | 48 | 31 / 41 |",
+        "| bf16 | 8 | 48 (45–49) | 31 / 41 | 20.5 / 29.5 | 1.16 |",  # $0.1 / (3600 × 48 × 0.5) × 1e6
+        "| ngram | 1 | 24 (22–24) |",
+        "Prompts of 320 tokens, answers of 32.",
+        "Draft ngram, on test prompts: 0.25 of drafted tokens accepted, 1.75 tokens a drafted step, lossless (1,024 tokens, 3 of",
+        "Dollars at 0.1 an hour (https://example.org/prices, 2026-05-07) and 50% of the rate asked for",
+        "Small $3.00 (2026-05-01)",  # 1.0 + 0.2 × 320 / 32
         "1 checks passed, 0 failed, 1 were skipped",
         "| format | 0.94 | at least 0.9 | passed |",
         "| safety | no stage of this recipe writes it | at least 0 | skipped |",
@@ -147,7 +167,10 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
 
 def test_a_quant_that_lost_too_much_is_named_and_not_offered(results: Results) -> None:
     card = carded(results)
-    assert "- `models/gguf/model.gguf`: Q4_K_M, 105 MB of 270 MB, 6.21 bits a weight; 98% of exact answers kept, 87% of" in card
+    assert (
+        "- `models/gguf/model.gguf`: Q4_K_M, 105 MB of 270 MB, 6.21 bits a weight; 98% of exact answers kept, 87% of"
+        in card
+    )
     assert "gptq is not released: exact_kept 0.9 < 0.97.\n" in card
     assert "models/gptq" not in card
     report = reported(results)
@@ -214,7 +237,7 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
     (tmp_path / "reports/graph.svg").write_text(GRAPH)
     metrics.write("reports/gate.json", GATED)
     (tmp_path / "LICENSE").write_text("MIT License")
-    monkeypatch.setattr(stage.params, "load", lambda *_: cfg)
+    monkeypatch.setattr(stage.params, "load", lambda section, _: {"card": cfg, "cost": COSTS}[section])
     monkeypatch.setattr(stage.recipe, "load", lambda: RECIPE)
     monkeypatch.setattr(stage.results, "load", lambda _: results)
     stage.main()
@@ -235,7 +258,7 @@ def test_where_one_model_is_evaluated_nothing_is_compared(results: Results) -> N
     alone = replace(results, recipe=replace(RECIPE, variants=["base"], release="base"))
     rows = {"base": answers()["base"]}
     texts = [
-        pages.card(alone, CARD, {}, openness(), GATED),
+        pages.card(alone, CARD, COSTS, {}, openness(), GATED),
         pages.report(alone, CARD, {}, openness(), rows, likelihoods(), GRAPH),
     ]
     assert evaluation_matrix.judged(alone.recipe, rows, 0.95, 17) == {}

@@ -91,7 +91,7 @@ UNKNOWN = {
     "data": ("conf/data/bfcl.yaml", "max_tokens:", "max_token: 1\nmax_tokens:", "max_token"),
     "executor": ("conf/executor/local.yaml", "workers:", "worker: 1\nworkers:", "worker"),
     "synthesize": ("conf/synthesize/self-instruct.yaml", "seeds:", "seed_file: x\nseeds:", "seed_file"),
-    "an item of a matrix": ("conf/bench/vllm.yaml", "bf16:", "fp8: {}\nbf16:", "bench.fp8"),
+    "an item of a matrix": ("conf/bench/bf16.yaml", "bf16:", "fp8: {}\nbf16:", "bench.fp8"),
     "top level": ("conf/config.yaml", "seed:", "sead: 1\nseed:", "sead"),
 }
 
@@ -192,3 +192,11 @@ def test_every_experiment_says_how_to_run_it() -> None:
         head = file.read_text().splitlines()[:2]
         assert head[0] == "# @package _global_"
         assert f"-S experiment={file.stem}" in head[1]
+
+
+def test_a_variant_that_no_stage_makes_is_named_before_anything_runs(tree: Path) -> None:
+    Path("params.yaml").write_text(composed(["recipe.formats=[gguf]"]))
+    with pytest.raises(SystemExit, match=r"^bench\.gptq: .*models/gptq: .*recipe\.formats.*bench=bf16$"):
+        check.main()
+    Path("params.yaml").write_text(composed(["recipe.formats=[gguf]", "bench=bf16"]))
+    check.main()

@@ -380,7 +380,7 @@ def test_data_that_nothing_has_read_is_assumed_and_said_to_be() -> None:
 
 
 def test_the_command_answers_a_program(capsys: pytest.CaptureFixture[str]) -> None:
-    command.main(["--json", "model=llama3.1-8b", "hardware=gpu8", "sft=qlora", "plan.devices.gpu8.price=2"])
+    command.main(["--json", "model=llama3.1-8b", "hardware=gpu8", "sft=qlora", "hardware.price.hour=2"])
     said = json.loads(capsys.readouterr().out)
     assert (said["parameters"], said["device_memory_gb"], said["fits"]) == (PARAMETERS["llama3.1-8b"], 80, True)
     sft = said["stages"][0]

@@ -53,7 +53,8 @@ with open(Path(__file__).parent / "ran.log", "a") as log:
 
 LAST = {"gate", "card", "scorecard"}
 RETAINED = {f"retention@{name}" for name in ("gptq", "awq", "gguf")} | LAST
-RELEASED = RETAINED | {"quantize@gptq", "quantize@awq", "quantize@gguf", "bench@bf16"}
+BENCHED = {f"bench@{name}" for name in ("bf16", "ngram", "gptq", "awq", "gguf")}
+RELEASED = RETAINED | BENCHED | {"quantize@gptq", "quantize@awq", "quantize@gguf"}
 AFTER_DPO = RELEASED | {"dpo@sft", "evaluate@dpo"}
 AFTER_SFT = AFTER_DPO | {"sft@base", "preferences@sft", "evaluate@sft"}
 AUDITED = AFTER_SFT | {"audit", "datacard", "evaluate@base"}
@@ -80,7 +81,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, clone_to: Callable[[Path], Pa
     pipeline = (root / "dvc.yaml").read_text()
     (root / "graph.yaml").write_text(pipeline)
     replaced = re.sub(
-        r"cmd: .*-m scripts\.(\w+)(?: (\$\{item\.\w+\}))?(?: \$\{recipe\.release\})?$",
+        r"cmd: .*-m scripts\.(\w+)(?: (\$\{(?:item\.\w+|key)\}))?(?: \$\{item\.model\})?(?: \$\{recipe\.release\})?$",
         _command(tools / "stand_in.py"),
         pipeline,
         flags=re.MULTILINE,
@@ -144,11 +145,13 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("recipe=sft", RELEASED),
         ("recipe=orpo", RELEASED | {"preferences@base", "orpo@base", "evaluate@orpo"}),
         ("recipe=sft-dpo-grpo", RELEASED | {"grpo@dpo", "evaluate@grpo"}),
-        ("quantize.awq.group_size=32", {"quantize@awq", "retention@awq"} | LAST),
+        ("quantize.awq.group_size=32", {"quantize@awq", "retention@awq", "bench@awq"} | LAST),
         ("retention.limits.kl=0.5", RETAINED),
         ("recipe.formats=[gguf]", LAST),
         ("split.seed=3", AFTER_SPLIT),
-        ("bench.bf16.max_tokens=16", LAST | {"bench@bf16"}),
+        ("bench.bf16.load.warmup=4", LAST | {"bench@bf16"}),
+        ("bench.ngram.speculation.tokens=5", {"bench@ngram", "card", "scorecard"}),
+        ("hardware.price.hour=2", {"card", "scorecard"}),
         ("hardware.runtime.threads=1", set()),
         ("executor=ray", set()),
         ("tracking=wandb-offline", set()),
