@@ -137,8 +137,8 @@ def drafted(results: Results) -> dict[str, list[str]]:
 
 def gain(values: dict[str, Any], prefix: str) -> str:
     """`1.62 (1.74: 0.43, 0.21, 0.10)`: tokens a step; of steps with a draft, and its acceptance by position."""
-    by_place = []
-    while (key := f"{prefix}acceptance_{len(by_place)}") in values:
+    by_place: list[str] = []
+    while (key := f"{prefix}acceptance_at_{len(by_place)}") in values:
         by_place.append(f"{values[key]:.2f}")
     return (
         f"{values[f'{prefix}tokens_per_step']:.2f} ({values[f'{prefix}acceptance_length']:.2f}: {', '.join(by_place)})"

@@ -3,7 +3,6 @@
 Nothing here needs vLLM: counters come as the text of its /metrics, speeds as `bench` reports them.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,11 +100,6 @@ def ngram(cfg: Ngram) -> dict[str, Any]:
     return {"method": NGRAM, "num_speculative_tokens": cfg.tokens, **lookup}
 
 
-def arguments(config: Mapping[str, Any]) -> list[str]:
-    """`config` on the command line of vLLM's server."""
-    return ["--speculative-config", json.dumps(config, sort_keys=True)]
-
-
 def counters(exposition: str) -> Counters:
     """Read vLLM's /metrics (Prometheus' text format); all zero of a server that does not speculate and has answered nothing."""
     sums: dict[str, int] = {}
@@ -129,8 +123,8 @@ def acceptance(counted: Counters, prefix: str = "") -> dict[str, float]:
     """A draft in figures, under names that begin with `prefix`.
 
     acceptance_length is 1 + accepted tokens / drafts, what vLLM logs: tokens of a step that had a draft, its own among them.
-    acceptance_<i> is the share of drafts of which position i, from 0, and all before it were accepted. tokens_per_step counts the
-    steps without a draft too, of which n-gram lookup has many: each step of an answer gives one token more than it accepts.
+    acceptance_at_<i> is the share of drafts of which position i, from 0, and all before it were accepted. tokens_per_step counts
+    the steps without a draft too, of which n-gram lookup has many: each step of an answer gives one token more than it accepts.
     """
     drafts, steps = max(counted.drafts, 1), max(counted.generated - counted.accepted, 1)
     found = {
@@ -139,7 +133,7 @@ def acceptance(counted: Counters, prefix: str = "") -> dict[str, float]:
         "acceptance_length": 1 + counted.accepted / drafts,
         "tokens_per_step": max(counted.generated, 1) / steps,
     }
-    found |= {f"acceptance_{place}": accepted / drafts for place, accepted in enumerate(counted.accepted_at)}
+    found |= {f"acceptance_at_{place}": accepted / drafts for place, accepted in enumerate(counted.accepted_at)}
     return {prefix + name: value for name, value in found.items()}
 
 

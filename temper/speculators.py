@@ -7,9 +7,13 @@ it; on a CPU by attention and loss without Triton, and hidden states through a c
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    # vLLM imports it by its name below; what a stage depends on goes by imports.
+    from temper import eagle3_connector  # noqa: F401
 
 Config = dict[str, Any]
 STOCK = {"kv_connector": "ExampleHiddenStatesConnector", "kv_role": "kv_producer"}

@@ -74,7 +74,7 @@ def results() -> Results:
     for method, shares in (("eagle3", (0.625, 0.25)), ("ngram", (0.5,))):
         for text, steps in (("domain", 1.75), ("generic", 1.25)):
             counted = {"tokens_per_step": steps, "acceptance_length": 1 + sum(shares), "changed": text == "domain"}
-            counted |= {f"acceptance_{place}": share for place, share in enumerate(shares)}
+            counted |= {f"acceptance_at_{place}": share for place, share in enumerate(shares)}
             measured = {f"{method}_{text}_{name}": value for name, value in counted.items()}
             stages["speculation/eagle3"] = stages.get("speculation/eagle3", {}) | measured
         stages["speculation/eagle3"][f"{method}_tokens_per_step_gap"] = 0.5

@@ -37,9 +37,9 @@ def test_figures_are_of_what_was_counted_in_between() -> None:
             "eagle3_domain_drafts": 8,
             "eagle3_domain_acceptance": 10 / 24,
             "eagle3_domain_acceptance_length": 1 + 10 / 8,
-            "eagle3_domain_acceptance_0": 6 / 8,
-            "eagle3_domain_acceptance_1": 2 / 8,
-            "eagle3_domain_acceptance_2": 2 / 8,
+            "eagle3_domain_acceptance_at_0": 6 / 8,
+            "eagle3_domain_acceptance_at_1": 2 / 8,
+            "eagle3_domain_acceptance_at_2": 2 / 8,
             "eagle3_domain_tokens_per_step": 30 / 20,
         }
     )
@@ -137,11 +137,3 @@ def test_an_n_gram_lookup_that_finds_nothing_is_refused() -> None:
         with pytest.raises(SystemExit, match=r"^speculation\.ngram: .*conf/speculation$") as error:
             speculation.ngram(wrong)
         assert "\n" not in str(error.value)
-
-
-def test_a_head_is_named_to_the_server_as_json() -> None:
-    flags = speculation.arguments(speculation.eagle3(Path("models/draft"), 3))
-    assert flags == [
-        "--speculative-config",
-        '{"method": "eagle3", "model": "models/draft", "num_speculative_tokens": 3}',
-    ]
