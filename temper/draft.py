@@ -22,7 +22,7 @@ from typing import Any
 
 from temper import calibration, curves, eagle3_trainer, launcher, progress, record, records, speculators, stage
 from temper.records import Row
-from temper.server import Server
+from temper.server import HOST, Server
 
 SPLITS = ("train", "preferences", "rl")
 OPTIMIZERS, SCHEDULES = ("adamw", "muon"), ("linear", "cosine", "none")
@@ -30,13 +30,9 @@ DTYPES = {"float32": 4, "bfloat16": 2}  # bytes
 POLL = 0.5  # seconds between two looks at how far a command is
 ACCURACIES = {"full": "acceptance", "cond": "conditional"}  # the trainer's and ours
 EMPTY = "empty assistant generation"  # what speculators says of an answer that ended before it began
-# Of a command of the package: never online, and no bars of its own.
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+# Of a command of the package: never online, no bars of its own, and no proxy on the way to the server on this machine.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT |= dict.fromkeys(("no_proxy", "NO_PROXY"), HOST)
 
 
 @dataclass(frozen=True)
