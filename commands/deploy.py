@@ -6,6 +6,7 @@ It goes to deploy/release/, which git ignores: a commit cannot hold its own hash
 has; its memory is what `make plan` counts.
 """
 
+import json
 import math
 import re
 import subprocess
@@ -22,7 +23,7 @@ from omegaconf import DictConfig
 
 from commands.compose import composed
 from commands.plan import ERROR, GB, TOO_MUCH, word
-from temper import envs, gate, memory, params, plan, retention, server
+from temper import envs, gate, memory, params, plan, retention, server, speculation
 from temper.plan import Estimate, Run
 
 TARGET = Path("deploy/release")
@@ -188,12 +189,23 @@ def arguments(settings: DictConfig, cfg: Deploy, model: Out, draft: Out | None) 
         limits["--tensor-parallel-size"] = cfg.devices
     found = server.arguments(Path(model.folder), measured.dtype, measured.seed, runtime)
     found += [part for name, value in limits.items() for part in (name, str(value))]
-    return found + (speculation(draft, cfg.draft_tokens) if draft else [])
+    return found + (drafting(draft, cfg, str(settings.hardware.name)) if draft else [])
 
 
-def speculation(draft: Out, tokens: int) -> list[str]:
-    """vLLM's dotted form of its JSON: neither compose nor systemd has to carry quotes."""
-    fields = {"method": "eagle3", "model": draft.folder, "num_speculative_tokens": tokens}
+def drafting(draft: Out, cfg: Deploy, preset: str) -> list[str]:
+    """Speculation, off at batch sizes where `bench` saw it serve slower on this preset; exits where that is all of them.
+
+    In vLLM's dotted form of its JSON: neither compose nor systemd has to carry quotes.
+    """
+    fields = speculation.eagle3(Path(draft.folder), cfg.draft_tokens)
+    found = speculation.measured(speculation.EAGLE3) if preset == params.value("hardware.name") else []
+    if found and not any(verdict.pays for verdict in found):
+        raise SystemExit(
+            f"deploy.draft: slower than no draft at every concurrency measured ({speculation.told(found)}): set it to null"
+        )
+    if not all(verdict.pays for verdict in found):
+        ranges = speculation.schedule(found, cfg.draft_tokens, cfg.sequences)
+        fields["num_speculative_tokens_per_batch_size"] = json.dumps(ranges, separators=(",", ":"))
     return [part for name, value in fields.items() for part in (f"--speculative-config.{name}", str(value))]
 
 

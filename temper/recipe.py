@@ -5,8 +5,9 @@ from pathlib import Path
 
 from temper import params
 
-OTHERS = ("variants", "release", "formats")
+OTHERS = ("variants", "release", "formats", "draft")
 FORMATS = ("gptq", "awq", "gguf")
+DRAFTS = ("eagle3",)
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Recipe:
     """Quantized, measured, described by the card."""
     formats: list[str]
     """Of FORMATS: the quants that are made of the release."""
+    draft: list[str]
+    """Of DRAFTS: the head that is trained for the release, or nothing."""
 
     def stages(self) -> list[str]:
         """The training stages that run, in the order of the graph."""
@@ -64,6 +67,10 @@ def load(path: Path = params.PARAMS) -> Recipe:
     if unknown := [name for name in recipe.formats if name not in FORMATS]:
         raise SystemExit(
             f"{path}: recipe.formats names '{unknown[0]}', expected {', '.join(FORMATS)}: correct conf/recipe"
+        )
+    if recipe.draft and recipe.draft not in [[name] for name in DRAFTS]:
+        raise SystemExit(
+            f"{path}: recipe.draft is {recipe.draft}, expected one of {', '.join(DRAFTS)}, or []: correct conf/recipe"
         )
     if recipe.ppo and not recipe.reward:
         raise SystemExit(f"{path}: recipe.ppo needs a reward model: set recipe.reward in conf/recipe")

@@ -219,6 +219,22 @@ def test_a_draft_is_fetched_and_speculated_with(checkout: Path) -> None:
     assert values["draft"]["folder"] in settings()["TEMPER_FETCH"]
 
 
+def test_a_draft_is_off_at_batch_sizes_where_it_served_slower(checkout: Path) -> None:
+    measured = {
+        "bf16": {"c1_tokens_per_second": 40.0, "c8_tokens_per_second": 200.0},
+        "eagle3": {"c1_tokens_per_second": 60.0, "c8_tokens_per_second": 100.0},
+    }
+    for variant, report in measured.items():
+        metrics.write(f"reports/bench/{variant}.json", report)
+    flag = "--speculative-config.num_speculative_tokens_per_batch_size"
+    arguments = written("deploy.draft=draft")["engine"]["arguments"]
+    assert arguments[arguments.index(flag) + 1] == "[[1,1,3],[2,64,0]]"
+    # What a CPU measured says nothing of a GPU.
+    assert flag not in written("deploy.draft=draft", "hardware=gpu1")["engine"]["arguments"]
+    metrics.write("reports/bench/eagle3.json", {"c1_tokens_per_second": 30.0})
+    assert "slower than no draft at every concurrency measured (1: 0.75× (off))" in refused("deploy.draft=draft")
+
+
 def test_what_a_cluster_could_not_fetch_is_refused(checkout: Path) -> None:
     lock({"dpo": 1})
     assert re.match(r"dvc\.lock: not as HEAD has it.*commit it", refused())

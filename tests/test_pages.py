@@ -17,7 +17,7 @@ from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
 VARIANTS = ["base", "sft", "dpo"]
-RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"])
+RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"], ["eagle3"])
 GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
@@ -85,6 +85,14 @@ def results() -> Results:
     stages["bench/bf16"] |= {f"open70_{name}": 0.0 for name in parts}
     draft = {"domain_acceptance": 0.25, "domain_acceptance_length": 1.75, "lossless_tokens": 1024, "lossless_ties": 3}
     stages["bench/ngram"] = {f"c1_{name}": value / 2 for name, value in parts.items()} | draft
+    stages["draft/eagle3"] = {"train_loss": 1.0}
+    for method, shares in (("eagle3", (0.625, 0.25)), ("ngram", (0.5,))):
+        for text, steps in (("domain", 1.75), ("generic", 1.25)):
+            counted = {"tokens_per_step": steps, "acceptance_length": 1 + sum(shares), "changed": text == "domain"}
+            counted |= {f"acceptance_at_{place}": share for place, share in enumerate(shares)}
+            measured = {f"{method}_{text}_{name}": value for name, value in counted.items()}
+            stages["speculation/eagle3"] = stages.get("speculation/eagle3", {}) | measured
+        stages["speculation/eagle3"][f"{method}_tokens_per_step_gap"] = 0.5
     timing = {name: {"seconds": 60.0, "peak_memory_gb": 1.5, "hardware": "a quiet machine"} for name in stages}
     curve = [{"step": "1", "loss": "2.5", "eval_loss": ""}, {"step": "2", "loss": "1.5", "eval_loss": "1.75"}]
     return Results(RECIPE, stages, timing, {"sft": curve, "dpo": curve})
@@ -135,6 +143,18 @@ def likelihoods() -> dict[str, list[dict[str, Any]]]:
         variant: [domain, *({"task": "general", "id": name, "bits": 100 + 10 * place, "bytes": 100} for name in "ab")]
         for place, variant in enumerate(VARIANTS)
     }
+
+
+def test_speculation_is_told_with_what_it_gains_and_where_it_is_off(results: Results) -> None:
+    head, ngram = "1.75 (1.88: 0.62, 0.25)", "1.75 (1.50: 0.50)"
+    for page in (carded(results), reported(results)):
+        for cell in (head, ngram, "1.25 (1.88: 0.62, 0.25)", "+0.50"):
+            assert cell in page
+        assert "eagle3: its speed was not measured; ngram: its speed was not measured." in page
+    results.stages["bench/eagle3"] = {"c8_tokens_per_second": 36.0}
+    assert "eagle3: 8: 0.75× (off); ngram" in carded(results)
+    without = replace(results, recipe=replace(RECIPE, draft=[]))
+    assert not any("Speculation" in page for page in (carded(without), reported(without)))
 
 
 def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:

@@ -41,6 +41,7 @@ WRONG = {
     "dpo=[base,sft]": "a stage starts from one model",
     "preferences=[]": "recipe.dpo needs pairs",
     "formats=[gguf,exl2]": "recipe.formats names 'exl2', expected gptq, awq, gguf",
+    "draft=[medusa]": "recipe.draft is ['medusa'], expected one of eagle3, or []",
     "ppo=[sft]": "recipe.ppo needs a reward model",
 }
 

@@ -54,7 +54,8 @@ with open(Path(__file__).parent / "ran.log", "a") as log:
 LAST = {"gate", "card", "scorecard"}
 RETAINED = {f"retention@{name}" for name in ("gptq", "awq", "gguf")} | LAST
 BENCHED = {f"bench@{name}" for name in ("bf16", "ngram", "gptq", "awq", "gguf")}
-RELEASED = RETAINED | BENCHED | {"quantize@gptq", "quantize@awq", "quantize@gguf"}
+DRAFTED = {"draft@eagle3", "speculation@eagle3"}
+RELEASED = RETAINED | BENCHED | DRAFTED | {"quantize@gptq", "quantize@awq", "quantize@gguf"}
 AFTER_DPO = RELEASED | {"dpo@sft", "evaluate@dpo"}
 AFTER_SFT = AFTER_DPO | {"sft@base", "preferences@sft", "evaluate@sft"}
 AUDITED = AFTER_SFT | {"audit", "datacard", "evaluate@base"}
@@ -148,6 +149,9 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("quantize.awq.group_size=32", {"quantize@awq", "retention@awq", "bench@awq"} | LAST),
         ("retention.limits.kl=0.5", RETAINED),
         ("recipe.formats=[gguf]", LAST),
+        ("draft.epochs=2", DRAFTED | {"card", "scorecard"}),
+        ("speculation.ngram.max=3", {"speculation@eagle3", "card", "scorecard"}),
+        ("recipe.draft=[]", LAST),
         ("split.seed=3", AFTER_SPLIT),
         ("bench.bf16.load.warmup=4", LAST | {"bench@bf16"}),
         ("bench.ngram.speculation.tokens=5", {"bench@ngram", "card", "scorecard"}),
