@@ -16,7 +16,7 @@ from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
 VARIANTS = ["base", "sft", "dpo"]
-RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"])
+RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"], [], [])
 GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
