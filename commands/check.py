@@ -91,7 +91,8 @@ def running(name: str) -> None:
             file.stem for file in sorted(Path("conf/recipe").glob("*.yaml")) if name in composed_recipe(file.stem)
         ]
         raise SystemExit(
-            f"{name} is no part of this recipe (recipe.{recipe.SWITCHES.get(name, name)} is empty in params.yaml): take one that has it, "
+            f"{name} is no part of this recipe (recipe.{recipe.SWITCHES.get(name, name)} is empty in params.yaml): take one "
+            "that has it, "
             f"`dvc exp run -S recipe={' or '.join(recipes)}`"
         )
 

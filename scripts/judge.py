@@ -101,9 +101,13 @@ def judged(variant: str, rows: list[Row], questions: list[Question], cfg: Judge)
             bill = {f"win_{key}": value for key, value in judge.bill().items()}
         ratings = mt_bench_scores(questions, {name: of[len(rows) :] for name, of in answers.items()}, cfg)
     preferences = [
-        Preference(ruling.value, one.excess) for one, ruling in zip(compared, rulings, strict=True) if ruling.value is not None
+        Preference(ruling.value, one.excess)
+        for one, ruling in zip(compared, rulings, strict=True)
+        if ruling.value is not None
     ]
-    values = win_rate.summary(preferences, cfg.confidence, cfg.seed) | referee.order_bias("win", rulings, cfg.confidence)
+    values = win_rate.summary(preferences, cfg.confidence, cfg.seed) | referee.order_bias(
+        "win", rulings, cfg.confidence
+    )
     return values | bill | ratings, [referee.shown(*one) for one in zip(compared, rulings, strict=True)]
 
 

@@ -74,7 +74,7 @@ def asked(cfg: Rewardbench) -> tuple[list[Item], Row]:
         found += [] if why else rewardbench.items(one)
     if not found:
         raise SystemExit(
-            f"rewardbench: nothing to score: {TEST} has no two rows with different answers, and of rewardbench.sets no file is there"
+            f"rewardbench: nothing to score: {TEST} has no two rows with different answers, and rewardbench.sets no file that is there"
         )
     return found, values
 

@@ -1,4 +1,4 @@
-"""Answers to conversations of one turn or of several, by vLLM in a process of its own: its end leaves the memory to a judge's model.
+"""Answers to conversations of one turn or several, by vLLM in a process of its own: its end leaves the memory to a judge's model.
 
 All conversations of a model go through one engine, turn by turn, each at the temperature that its question asks for.
 """
@@ -86,4 +86,3 @@ def length(conversation: Conversation, max_tokens: int, tokenizer: vllm.Tokenize
     turns = len(conversation.further) + 1
     further = sum(len(tokenizer.encode(text)) + MARGIN for text in conversation.further)
     return len(tokenizer.encode(tokenizer.render(conversation.opening))) + further + turns * (max_tokens + MARGIN)
-

@@ -56,7 +56,7 @@ def missing(labels: Benchmark | None) -> str:
 
 
 def pairs(labels: Benchmark, limit: int | None) -> list[Labelled]:
-    """Comparisons of `chosen` with `rejected`, spread over the file; those that are none (one answer, another prompt) are left out."""
+    """Comparisons of `chosen` with `rejected`, spread over the file; what is none (one answer, another prompt) is left out."""
     found = [made for number, row in enumerate(benchmarks.rows(labels), start=1) if (made := _pair(row, str(number)))]
     if not found:
         raise SystemExit(
@@ -90,10 +90,8 @@ def spread(rows: Sequence[Any], limit: int | None) -> list[Any]:
 def accuracy(
     name: str, labelled: Sequence[Labelled], verdicts: Sequence[float | None], confidence: float
 ) -> dict[str, float]:
-    """How often a judge is for the answer that people chose, among those that it decided, with Wilson's interval; and the others."""
-    decided = [
-        value == one.votes[0] for one, value in zip(labelled, verdicts, strict=True) if value in (FIRST, SECOND)
-    ]
+    """How often a judge is for the answer that people chose, of those that it decided, with Wilson's interval; and the others."""
+    decided = [value == one.votes[0] for one, value in zip(labelled, verdicts, strict=True) if value in (FIRST, SECOND)]
     counts = {"pairs": len(labelled), "decided": len(decided), "undecided": verdicts.count(TIE)}
     return intervals.rate(f"{name}_accuracy", decided, confidence) | {
         f"{name}_{key}": count for key, count in counts.items()
@@ -108,7 +106,9 @@ def agreement(
     for suffix, banned in (("agreement", {TIE}), ("agreement_with_ties", set[float]())):
         clusters: dict[str, tuple[int, int]] = {}
         for one, value in zip(labelled, verdicts, strict=True):
-            cast = [vote for vote in one.votes if vote not in banned] if value is not None and value not in banned else []
+            cast = (
+                [vote for vote in one.votes if vote not in banned] if value is not None and value not in banned else []
+            )
             agreed, asked = clusters.get(one.cluster, (0, 0))
             clusters[one.cluster] = (agreed + cast.count(value or SECOND), asked + len(cast))
         counted = [part for part in clusters.values() if part[1]]
@@ -124,9 +124,7 @@ def dialogue(text: str) -> Chat:
     before, *parts = TURN.split(text)
     if before.strip():
         return []
-    return [
-        {"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    return [{"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def _pair(row: Row, name: str) -> Labelled | None:

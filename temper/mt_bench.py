@@ -17,7 +17,11 @@ from temper.conversations import Conversation
 from temper.human_labels import Chat
 from temper.records import Row
 
-REFERENCED = ("math", "reasoning", "coding")  # categories that are judged beside a reference answer: FastChat's NEED_REF_CATS
+REFERENCED = (
+    "math",
+    "reasoning",
+    "coding",
+)  # categories that are judged beside a reference answer: FastChat's NEED_REF_CATS
 # By category, FastChat's temperature_config; 0.7 for one that it does not know.
 TEMPERATURES = {
     "writing": 0.7,
@@ -71,7 +75,9 @@ class Rating:
 
 def questions(files: Files) -> list[Question]:
     """All questions with their references; exits naming one that lacks what it needs."""
-    references = {str(row["question_id"]): _turns(row["choices"][0]["turns"]) for row in benchmarks.rows(files.references)}
+    references = {
+        str(row["question_id"]): _turns(row["choices"][0]["turns"]) for row in benchmarks.rows(files.references)
+    }
     found = [_question(row, references) for row in benchmarks.rows(files.questions)]
     for one in found:
         if one.category in REFERENCED and one.references is None:

@@ -89,7 +89,7 @@ def scored(scorer: Scorer, chats: Sequence[Chat]) -> list[float | None]:
 
 
 def tokens(chats: Sequence[Chat], tokenizer: Any) -> Iterator[tuple[list[int], int] | None]:
-    """(token ids of the prompt with the answer up to its end of turn, how many are the prompt's) of each chat, as TRL renders them."""
+    """(ids of the prompt with the answer up to its end of turn, how many are the prompt's) of each chat, as TRL renders it."""
     from jinja2 import TemplateError
 
     from temper import preference_trainers

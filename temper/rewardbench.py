@@ -3,8 +3,8 @@
 RewardBench 2 (Malik et al. 2025, arXiv:2506.01937) has six subsets. In five a prompt has one right answer and three wrong ones, and
 counts where the right one has the highest reward, one over their number where several share it (allenai/reward-bench,
 rewardbench/utils.py, reroll_and_score_dataset). In Ties a prompt has many right answers, or one ("tied:3" and "ref:3", the same
-prompt but for the answer's being free), and the score is the subset's (process_single_model there), per prompt with the rewards of
-its right answers r and of its wrong ones w:
+prompt but for the answer's being free), and the score is the subset's (process_single_model there), by the rewards of a
+prompt's right answers r and of its wrong ones w:
 
     0.30 · share of tied prompts with min r > max w
   + 0.30 · the same share of the ref prompts
@@ -34,7 +34,7 @@ TIES = "Ties"
 WORD = re.compile(r"\w+")
 RESAMPLES = 1000
 Margins = Mapping[str, tuple[bool, float, float]]
-"""By prompt of Ties: whether every right answer comes before every wrong one, spread of the right ones, least right − best wrong."""
+"""By prompt of Ties: whether every right answer comes before every wrong one, spread of the right, least right − best wrong."""
 
 
 @dataclass
@@ -91,8 +91,8 @@ def items(chosen: Set) -> list[Item]:
             item = readers[chosen.kind](row, str(number), chosen.items.name)
         except (KeyError, TypeError, ValueError, IndexError):
             raise SystemExit(
-                f"conf/rewardbench: '{chosen.items.name}': row {number} of {chosen.items.file} is none of {chosen.kind}: correct its "
-                "kind or its name"
+                f"conf/rewardbench: '{chosen.items.name}': row {number} of {chosen.items.file} is none of {chosen.kind}: "
+                "correct its kind or its name"
             ) from None
         found.setdefault(item.subset, []).append(item)
     return [item for of in found.values() for item in spread(of, chosen.limit)]

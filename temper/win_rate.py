@@ -44,7 +44,11 @@ def summary(found: Sequence[Preference], confidence: float, seed: int) -> dict[s
     """
     values = np.array([one.value for one in found])
     excess = np.array([float(one.excess) for one in found])
-    counts = {"wins": int((values > 0.5).sum()), "ties": int((values == 0.5).sum()), "losses": int((values < 0.5).sum())}
+    counts = {
+        "wins": int((values > 0.5).sum()),
+        "ties": int((values == 0.5).sum()),
+        "losses": int((values < 0.5).sum()),
+    }
     if not found:
         return {"prompts": 0, **counts}
     low, high = _resampled(values, excess, confidence, seed)

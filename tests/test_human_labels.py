@@ -27,7 +27,9 @@ def written(path: Path, *rows: dict[str, Any]) -> Benchmark:
     return labels(path)
 
 
-def vote(question: int, winner: str, turn: int = 1, models: tuple[str, str] = ("a", "b"), judge: str = "expert_1") -> dict[str, Any]:
+def vote(
+    question: int, winner: str, turn: int = 1, models: tuple[str, str] = ("a", "b"), judge: str = "expert_1"
+) -> dict[str, Any]:
     chats = {
         f"conversation_{side}": [
             {"role": role, "content": f"{role} {question} {model if role == 'assistant' else ''}{number}"}

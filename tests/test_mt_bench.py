@@ -18,7 +18,9 @@ MATHS = Question("111", "math", ("1 + 1?", "2 + 2?"), ("It is 2.", "It is 4."))
 
 def file(name: str) -> Benchmark:
     path = DATA / name
-    return Benchmark(name, "file", None, None, hashlib.sha256(path.read_bytes()).hexdigest(), str(path), [], "apache-2.0")
+    return Benchmark(
+        name, "file", None, None, hashlib.sha256(path.read_bytes()).hexdigest(), str(path), [], "apache-2.0"
+    )
 
 
 def files() -> Files:

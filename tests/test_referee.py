@@ -29,7 +29,9 @@ def comparison(first: str, second: str, name: str = "x") -> Comparison:
 
 
 def compared(body: Body) -> tuple[str, str]:
-    found = re.search(r"\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\n\[End\]", body["messages"][-1]["content"], re.DOTALL)
+    found = re.search(
+        r"\[Answer A\]\n(.*)\n\n\[Answer B\]\n(.*)\n\n\[End\]", body["messages"][-1]["content"], re.DOTALL
+    )
     assert found
     return found[1], found[2]
 
@@ -161,7 +163,9 @@ def test_settings_that_make_no_sense_are_named(changes: dict[str, Any], said: st
 
 def rewarded(monkeypatch: pytest.MonkeyPatch, of: dict[str, float | None]) -> None:
     monkeypatch.setattr(
-        reward_scores, "scored", lambda _scorer, chats: [of.get(one[-1]["content"], float(len(one[-1]["content"]))) for one in chats]
+        reward_scores,
+        "scored",
+        lambda _scorer, chats: [of.get(one[-1]["content"], float(len(one[-1]["content"]))) for one in chats],
     )
 
 
@@ -173,9 +177,16 @@ def reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings("reward", "models/reward", 100, 2, None, "", 0, 17)
 
 
-def test_the_higher_reward_wins_and_a_missing_one_decides_nothing(reward: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_higher_reward_wins_and_a_missing_one_decides_nothing(
+    reward: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rewarded(monkeypatch, {"good": 2.0, "bad": -1.0, "endless": None})
-    asked = [comparison("good", "bad"), comparison("bad", "good"), comparison("bad", "bad"), comparison("good", "endless")]
+    asked = [
+        comparison("good", "bad"),
+        comparison("bad", "good"),
+        comparison("bad", "bad"),
+        comparison("good", "endless"),
+    ]
     assert [one.value for one in rulings(reward, *asked)] == [1.0, 0.0, 0.5, None]
     assert referee.order_bias("win", rulings(reward, *asked), 0.95) == {"win_without_verdict": 1}
 
@@ -229,7 +240,7 @@ def test_the_stage_says_how_often_a_variant_is_preferred(tmp_path: Path, monkeyp
     assert "length_controlled_win_rate" in values
     assert values["mt_bench"].startswith("not measured")
     kept = list(records.read("data/judge/dpo.jsonl"))
-    assert [(one["answer"], one["base"], one["value"]) for one in kept][0] == ("long answer", "short", 1.0)
+    assert (kept[0]["answer"], kept[0]["base"], kept[0]["value"]) == ("long answer", "short", 1.0)
 
 
 def test_an_unusable_judge_judges_nothing(
@@ -253,14 +264,26 @@ def test_an_endpoint_also_rates_mt_bench(endpoint: Endpoint, tmp_path: Path, mon
     questions = written(tmp_path / "q.jsonl", {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]})
     prompt = {"system_prompt": "Judge.", "prompt_template": "{question}{answer}"}
     second = {"system_prompt": "Judge.", "prompt_template": "{question_1}{answer_1}{question_2}{answer_2}"}
-    names = {"single-v1": prompt, "single-math-v1": prompt, "single-v1-multi-turn": second, "single-math-v1-multi-turn": second}
+    names = {
+        "single-v1": prompt,
+        "single-math-v1": prompt,
+        "single-v1-multi-turn": second,
+        "single-math-v1-multi-turn": second,
+    }
     prompts = written(tmp_path / "p.jsonl", *({"name": name, **of} for name, of in names.items()))
     references = written(tmp_path / "r.jsonl", {"question_id": 111, "choices": [{"turns": ["a", "b"]}]})
     files = {"questions": questions, "prompts": prompts, "references": references}
-    stated_files = [f"judge.mt_bench.{name}.{key}={getattr(one, key)}" for name, one in files.items() for key in ("file", "sha256")]
+    stated_files = [
+        f"judge.mt_bench.{name}.{key}={getattr(one, key)}" for name, one in files.items() for key in ("file", "sha256")
+    ]
     monkeypatch.chdir(Path(__file__).resolve().parent.parent)
-    settings = [f"judge.endpoint.{key}={value}" for key, value in (("base_url", endpoint.url), ("model", "tutor"), ("licence", "mit"))]
-    prepared(tmp_path, monkeypatch, "judge=endpoint", "judge.labels.votes=null", stated(chosen), *settings, *stated_files)
+    settings = [
+        f"judge.endpoint.{key}={value}"
+        for key, value in (("base_url", endpoint.url), ("model", "tutor"), ("licence", "mit"))
+    ]
+    prepared(
+        tmp_path, monkeypatch, "judge=endpoint", "judge.labels.votes=null", stated(chosen), *settings, *stated_files
+    )
     judge_stage.main()
     values = metrics.read("reports/judge/dpo.json")
     assert values["wins"] == 2

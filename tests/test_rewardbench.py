@@ -25,7 +25,9 @@ def scored(subset: str, name: str, right: tuple[float, ...], wrong: tuple[float,
     ("rewards", "result"),
     [((4, 1, 2, 3), 1.0), ((3, 1, 2, 4), 0.0), ((4, 4, 2, 4), pytest.approx(1 / 3)), ((1, 1, 1, 1), 0.25)],
 )
-def test_the_best_of_four_is_right_and_a_shared_first_place_is_a_share(rewards: tuple[float, ...], result: float) -> None:
+def test_the_best_of_four_is_right_and_a_shared_first_place_is_a_share(
+    rewards: tuple[float, ...], result: float
+) -> None:
     assert scored("Math", "1", rewards[:1], rewards[1:]).result == result
 
 
@@ -67,7 +69,7 @@ def tie(name: str, rewards: list[float], count: int) -> Scored:
 def test_ties_are_scored_by_the_published_rule() -> None:
     found = [tie(*row) for row in ROWS]
     assert rewardbench.ties(found) == pytest.approx(reference_ties(ROWS))
-    # Worked by hand: tied prompts 3 of 4 right, ref 2 of 3; of prompts 1 to 3 the margin beats the spread in one, and not the hard one.
+    # By hand: tied prompts 3 of 4 right, ref 2 of 3; of prompts 1 to 3 the margin beats the spread in one, the smaller one in none.
     by_hand = 0.3 * 3 / 4 + 0.3 * 2 / 3 + 0.2 * 1 / 3 + 0.2 * 0
     gaps = [math.tanh(0.1 / 0.5 - 1), math.tanh(0.4 / 2.5 - 1), math.tanh(-1.1 / 0.1 - 1)]
     assert rewardbench.ties(found) == pytest.approx(by_hand + 0.01 * sum(gaps) / 3)
@@ -81,7 +83,11 @@ def test_equal_right_answers_count_as_the_rule_says() -> None:
 
 
 def test_the_score_is_the_mean_of_six_subsets_with_intervals() -> None:
-    five = [scored(subset, str(n), (float(n % 2),), (0.5, 0.2, 0.1)) for subset in rewardbench.SUBSETS[:-1] for n in range(10)]
+    five = [
+        scored(subset, str(n), (float(n % 2),), (0.5, 0.2, 0.1))
+        for subset in rewardbench.SUBSETS[:-1]
+        for n in range(10)
+    ]
     values = rewardbench.summary([*five, *(tie(*row) for row in ROWS)], 0.95, 17)
     ties = reference_ties(ROWS)
     assert values["precise_if"] == 0.5
@@ -94,7 +100,14 @@ def test_the_score_is_the_mean_of_six_subsets_with_intervals() -> None:
 
 
 def published(subset: str, name: str, right: int = 1) -> Row:
-    return {"id": name, "prompt": "Q?", "chosen": ["r"] * right, "rejected": ["w"] * 3, "num_correct": right, "subset": subset}
+    return {
+        "id": name,
+        "prompt": "Q?",
+        "chosen": ["r"] * right,
+        "rejected": ["w"] * 3,
+        "num_correct": right,
+        "subset": subset,
+    }
 
 
 def test_its_rows_are_read_as_they_are_published(tmp_path: Path) -> None:
@@ -171,7 +184,9 @@ def test_the_stage_measures_held_out_pairs_and_says_which_files_it_has_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared(tmp_path, monkeypatch, "reward")
-    monkeypatch.setattr(reward_scores, "scored", lambda _scorer, chats: [None, 0.0, *(float(n % 2 == 0) for n in range(len(chats) - 2))])
+    monkeypatch.setattr(
+        reward_scores, "scored", lambda _scorer, chats: [None, 0.0, *(float(n % 2 == 0) for n in range(len(chats) - 2))]
+    )
     stage.main()
     values = metrics.read("reports/rewardbench/reward.json")
     assert (values["neighbours"], values["neighbours_n"], values["too_long"]) == (1.0, 5, 1)
@@ -194,7 +209,9 @@ def test_dpos_reward_is_measured_against_what_it_started_from(tmp_path: Path, mo
     assert metrics.read("reports/rewardbench/dpo.json")["reward"] == "implicit"
     assert seen == [Scorer("models/dpo", "models/sft", 0.5, True, 1024, 8)]
     trained(tmp_path, "sigmoid", "models/base")
-    with pytest.raises(SystemExit, match=r"^rewardbench\.reference is 'sft', and models/dpo was trained from models/base"):
+    with pytest.raises(
+        SystemExit, match=r"^rewardbench\.reference is 'sft', and models/dpo was trained from models/base"
+    ):
         stage.main()
     trained(tmp_path, "simpo", settings="trl.experimental.cpo:CPOConfig")
     stage.main()

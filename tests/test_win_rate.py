@@ -50,7 +50,9 @@ def test_it_is_the_logistic_regression_that_scikit_learn_fits() -> None:
     found = judged(500, 0.4, 1.2)
     values, excess = (np.array([getattr(one, key) for one in found], float) for key in ("value", "excess"))
     effects = np.tanh(excess / excess.std(ddof=1))
-    fitted = LogisticRegression(C=win_rate.PRIOR**2, tol=1e-10).fit(effects[:, None], values)  # leaves the intercept free
+    fitted = LogisticRegression(C=win_rate.PRIOR**2, tol=1e-10).fit(
+        effects[:, None], values
+    )  # leaves the intercept free
     expected = 1 / (1 + np.exp(-fitted.intercept_[0]))
     assert win_rate.length_controlled(values, excess) == pytest.approx(expected, abs=1e-5)
 
