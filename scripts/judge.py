@@ -19,6 +19,7 @@ from temper import (
     record,
     records,
     referee,
+    spread,
     stage,
     vllm,
     win_rate,
@@ -72,7 +73,7 @@ def held_out(count: int | None) -> list[Row]:
     rows = [row for row in records.read(TEST) if record.kind(row) in ANSWERABLE]
     if not rows:
         raise SystemExit(f"{TEST}: no rows that ask for an answer: raise split.test, or add such a source in conf/data")
-    return human_labels.spread(rows, count)
+    return spread.evenly(rows, count)
 
 
 def rated(cfg: Judge) -> list[Question]:

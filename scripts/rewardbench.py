@@ -74,7 +74,8 @@ def asked(cfg: Rewardbench) -> tuple[list[Item], Row]:
         found += [] if why else rewardbench.items(one)
     if not found:
         raise SystemExit(
-            f"rewardbench: nothing to score: {TEST} has no two rows with different answers, and rewardbench.sets no file that is there"
+            f"rewardbench: nothing to score: {TEST} has no two rows with different answers, and no file of rewardbench.sets is "
+            "there: raise split.test, or download one (conf/rewardbench)"
         )
     return found, values
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import benchmarks, intervals
+from temper import benchmarks, intervals, spread
 from temper.benchmarks import Benchmark
 from temper.records import Row
 
@@ -62,7 +62,7 @@ def pairs(labels: Benchmark, limit: int | None) -> list[Labelled]:
         raise SystemExit(
             f"conf/judge: '{labels.name}': {labels.file} has no pair of chosen and rejected dialogues: correct its name"
         )
-    return spread(found, limit)
+    return spread.evenly(found, limit)
 
 
 def votes(labels: Benchmark, limit: int | None) -> list[Labelled]:
@@ -78,13 +78,7 @@ def votes(labels: Benchmark, limit: int | None) -> list[Labelled]:
             ) from None
         held = found.get(key)
         found[key] = Labelled(made.comparison, (*(held.votes if held else ()), *made.votes), made.cluster)
-    return spread(list(found.values()), limit)
-
-
-def spread(rows: Sequence[Any], limit: int | None) -> list[Any]:
-    """At most `limit` of `rows`, evenly."""
-    count = len(rows) if limit is None else min(limit, len(rows))
-    return [rows[place * len(rows) // count] for place in range(count)]
+    return spread.evenly(list(found.values()), limit)
 
 
 def accuracy(

@@ -12,8 +12,8 @@ prompt's right answers r and of its wrong ones w:
   + 0.20 · the same, the margin being the smaller one of the tied and of the ref prompt
   + 0.01 · mean of tanh(that smaller margin / the spread − 1), not a number counting as 0
 
-The benchmark's score is the mean over its subsets. LLMBar (Zeng et al. 2024, arXiv:2310.07641) has an instruction and two outputs, of
-which one follows it; its adversarial pairs of kind Neighbor take the other from an instruction close by. `neighbours` makes such
+The benchmark's score is the mean over its subsets. LLMBar (Zeng et al. 2024, arXiv:2310.07641) has an instruction and two outputs,
+of which one follows it; its adversarial pairs of kind Neighbor take the other from an instruction close by. `neighbours` makes such
 pairs of held-out rows: the reference answer against that of the row which asks most alike and which is wrong here.
 """
 
@@ -24,9 +24,9 @@ from statistics import fmean
 
 import numpy as np
 
-from temper import benchmarks, calls, intervals
+from temper import benchmarks, calls, intervals, spread
 from temper.benchmarks import Benchmark
-from temper.human_labels import Chat, spread
+from temper.human_labels import Chat
 from temper.records import Row
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
@@ -95,12 +95,12 @@ def items(chosen: Set) -> list[Item]:
                 "correct its kind or its name"
             ) from None
         found.setdefault(item.subset, []).append(item)
-    return [item for of in found.values() for item in spread(of, chosen.limit)]
+    return [item for of in found.values() for item in spread.evenly(of, chosen.limit)]
 
 
 def neighbours(rows: Sequence[Row], limit: int | None, name: str) -> list[Item]:
     """LLMBar-style pairs of rows that ask and answer: a row whose neighbours' answers are all right for it too has none."""
-    chosen = spread(rows, limit)
+    chosen = spread.evenly(rows, limit)
     words = [set(WORD.findall(_asked(row).lower())) for row in chosen]
     found = []
     for place, row in enumerate(chosen):
@@ -155,11 +155,11 @@ def _ties(tied: Margins, reference: Margins) -> float:
     both = sorted(tied.keys() & reference.keys())
     if not both:
         return score
-    spreads, margins = (np.array([tied[name][place] for name in both]) for place in (1, 2))
+    widths, margins = (np.array([tied[name][place] for name in both]) for place in (1, 2))
     least = np.minimum(margins, [reference[name][2] for name in both])
     with np.errstate(divide="ignore", invalid="ignore"):
-        gaps = np.nan_to_num(np.tanh(least / spreads - 1), nan=0.0)
-    shares = 0.20 * (margins > spreads).mean() + 0.20 * (least > spreads).mean()
+        gaps = np.nan_to_num(np.tanh(least / widths - 1), nan=0.0)
+    shares = 0.20 * (margins > widths).mean() + 0.20 * (least > widths).mean()
     return float(score + shares + 0.01 * gaps.mean())
 
 

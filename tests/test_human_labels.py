@@ -140,8 +140,3 @@ def test_a_file_that_is_not_there_is_not_measured(tmp_path: Path) -> None:
     assert "no file" in human_labels.missing(labels(tmp_path / "none.jsonl"))
     assert human_labels.missing(written(tmp_path / "some.jsonl", {})) == ""
     assert human_labels.missing(Benchmark("hub", "hub", "a/b", "c", None, "d", [], "mit")) == ""
-
-
-def test_a_limit_spreads() -> None:
-    assert human_labels.spread(list(range(10)), 4) == [0, 2, 5, 7]
-    assert human_labels.spread([1, 2], None) == [1, 2]
