@@ -7,7 +7,7 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loa
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention bench evaluate judge rewardbench gate card scorecard
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps $(STAGES)
+.PHONY: help setup compare-bases repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ rollback: env-main ## Put back the release that was in a stage before (STAGE=pro
 
 releases: env-main ## List the releases: stages, commit, hashes of data, model and parameters, scores
 	@python -m commands.registry list
+
+compare-bases: setup ## Candidate base models, prompted and untrained, on the same items (ARGS="compare.candidates=[smollm2-135m,qwen3-8b]")
+	@python -m commands.compare_bases $(ARGS)
 
 smoke-train: setup ## 100 steps on a tenth of the rows, with the real settings: speed, loss, memory, health
 	@python -m commands.smoke_train $(ARGS)

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from commands.compare_bases import Compare
 from commands.compose import composed
 from commands.deploy import Deploy
 from commands.launch import Launch
@@ -144,7 +145,7 @@ def shared(settings: DictConfig, place: str) -> dict[str, type]:
         "recipe": recipe.Recipe,
     }
     known |= {"health": health.Health, "plan": plan.Settings, "ablation": study.Study, "launch": Launch}
-    known |= {"deploy": Deploy, "serve": serving.Serve}
+    known |= {"deploy": Deploy, "serve": serving.Serve, "compare": Compare}
     if kind not in executors.SCHEMAS:
         raise SystemExit(f"{place}: executor.kind is '{kind}': choose one of {', '.join(executors.SCHEMAS)}")
     if method not in METHODS:

@@ -60,7 +60,8 @@ def _answered(
     longest = max(length(one, max_tokens, tokenizer) for one in conversations)
     if longest > (context := base_model.context(model)):
         raise SystemExit(
-            f"{model}: a conversation may take {longest} tokens, the model reads {context}: lower judge.max_tokens in conf/judge"
+            f"{model}: a conversation may take {longest} tokens, the model reads {context}: lower max_tokens, or the number of "
+            "examples (conf/judge, conf/compare)"
         )
     engine = LLM(model=str(model), **vllm.engine(dtype, longest, seed, runtime))
     said: list[list[str]] = [[] for _ in conversations]

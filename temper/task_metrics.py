@@ -72,7 +72,7 @@ def checked(tasks: Sequence[Task]) -> None:
 
 def chosen(tasks: Sequence[Task], rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each task, by its name; exits naming a task that has none."""
-    found = {one.name: [row for row in rows if fnmatch.fnmatch(str(row.get("source")), one.sources)] for one in tasks}
+    found = {one.name: [row for row in rows if is_of(row, one)] for one in tasks}
     for one in tasks:
         if not found[one.name]:
             sources = ", ".join(sorted({str(row.get("source")) for row in rows})) or "none"
@@ -81,6 +81,14 @@ def chosen(tasks: Sequence[Task], rows: Sequence[Row]) -> dict[str, list[Row]]:
                 "`sources` in conf/evaluate, or raise split.test"
             )
     return found
+
+
+def is_of(row: Row, task: Task) -> bool:
+    return fnmatch.fnmatch(str(row.get("source")), task.sources)
+
+
+def is_label(answer: str, labels: Sequence[str]) -> bool:
+    return _plain(answer) in {_plain(label) for label in labels}
 
 
 def summary(task: Task, answers: Sequence[Answered], confidence: float, seed: int) -> dict[str, float]:
