@@ -18,6 +18,7 @@ BORROWED = {
     "temper/embeddings.py": "train",
     "temper/ifeval.py": "train",
     "temper/perplexity.py": "train",
+    "temper/published.py": "main",
     "temper/rendering.py": "serve",
     "temper/reward_scores.py": "train",
     "temper/rollouts.py": "serve",

@@ -12,10 +12,10 @@ from pathlib import Path
 from temper import (
     checkpoints,
     conversations,
-    human_labels,
     metrics,
     mt_bench,
     params,
+    published,
     record,
     records,
     referee,
@@ -78,7 +78,7 @@ def held_out(count: int | None) -> list[Row]:
 
 def rated(cfg: Judge) -> list[Question]:
     """The questions of MT-Bench, where an endpoint can rate the answers and the files are there."""
-    if cfg.kind != "endpoint" or cfg.mt_bench is None or human_labels.missing(cfg.mt_bench.questions):
+    if cfg.kind != "endpoint" or cfg.mt_bench is None or published.missing(cfg.mt_bench.questions):
         return []
     return mt_bench.questions(cfg.mt_bench)
 

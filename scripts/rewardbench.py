@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import human_labels, metrics, params, record, records, reward_scores, rewardbench, stage, training
+from temper import metrics, params, published, record, records, reward_scores, rewardbench, stage, training
 from temper.records import Row
 from temper.reward_scores import Scorer
 from temper.rewardbench import Item, Scored, Set
@@ -69,7 +69,7 @@ def asked(cfg: Rewardbench) -> tuple[list[Item], Row]:
         rows = [row for row in records.read(TEST) if record.kind(row) in ("call", "chat")]
         found += rewardbench.neighbours(rows, cfg.neighbours, NEIGHBOURS)
     for one in cfg.sets:
-        why = human_labels.missing(one.items)
+        why = published.missing(one.items)
         values[f"set_{one.items.name}"] = why or one.items.file
         found += [] if why else rewardbench.items(one)
     if not found:

@@ -1,7 +1,7 @@
 """Public benchmarks as lm-evaluation-harness defines them (prompts, answers to choose from, filters, metrics), over rows of ours.
 
 The definition is the harness's own file, with its version; the rows come out of a file or from the Hub at a pinned commit (temper/
-benchmarks.py), so that a run needs no network once they are there and reads the same items tomorrow.
+published.py), so that a run needs no network once they are there and reads the same items tomorrow.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import benchmarks, ifeval, intervals, records, spread
-from temper.benchmarks import Benchmark
+from temper import ifeval, intervals, published, records, spread
+from temper.published import Published
 from temper.records import Row
 
 TEST, SHOTS = "test", "shots"
@@ -36,8 +36,8 @@ class BenchmarkTask:
     """Items, spread over the benchmark; null for all."""
     max_tokens: int | None
     """Of an answer, where one is written; null for what the definition says."""
-    items: Benchmark
-    shots: Benchmark | None
+    items: Published
+    shots: Published | None
     """Where the examples come from; null where there are none."""
 
 
@@ -59,8 +59,8 @@ def loaded(tasks: Sequence[BenchmarkTask]) -> list[Loaded]:
                 f"evaluate.benchmarks: '{one.name}': {one.fewshot} examples, and nothing to take them from: name their rows in "
                 "`shots`, or set fewshot to 0 (conf/evaluate)"
             )
-        items = spread.evenly(list(benchmarks.rows(one.items)), one.limit)
-        found.append(Loaded(one, items, list(benchmarks.rows(one.shots)) if one.shots and one.fewshot else []))
+        items = spread.evenly(list(published.rows(one.items)), one.limit)
+        found.append(Loaded(one, items, list(published.rows(one.shots)) if one.shots and one.fewshot else []))
     if len({one.name for one in tasks}) < len(tasks):
         raise SystemExit("evaluate.benchmarks: two of one name: rename one in conf/evaluate")
     return found

@@ -8,11 +8,10 @@ either side (S2: chance agrees on half).
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from temper import benchmarks, intervals, spread
-from temper.benchmarks import Benchmark
+from temper import intervals, published, spread
+from temper.published import Published
 from temper.records import Row
 
 Chat = list[dict[str, str]]
@@ -46,18 +45,9 @@ class Labelled:
     """What comparisons share that are not independent: their question."""
 
 
-def missing(labels: Benchmark | None) -> str:
-    """Why labels cannot be read, empty where they can: the Hub is asked for, a file that is not there is not."""
-    if labels is None:
-        return "not measured: none are named"
-    if labels.kind == "file" and not Path(labels.file).is_file():
-        return f"not measured: no file {labels.file} (add it, then `dvc repro -f -s` the stage)"
-    return ""
-
-
-def pairs(labels: Benchmark, limit: int | None) -> list[Labelled]:
+def pairs(labels: Published, limit: int | None) -> list[Labelled]:
     """Comparisons of `chosen` with `rejected`, spread over the file; what is none (one answer, another prompt) is left out."""
-    found = [made for number, row in enumerate(benchmarks.rows(labels), start=1) if (made := _pair(row, str(number)))]
+    found = [made for number, row in enumerate(published.rows(labels), start=1) if (made := _pair(row, str(number)))]
     if not found:
         raise SystemExit(
             f"conf/judge: '{labels.name}': {labels.file} has no pair of chosen and rejected dialogues: correct its name"
@@ -65,10 +55,10 @@ def pairs(labels: Benchmark, limit: int | None) -> list[Labelled]:
     return spread.evenly(found, limit)
 
 
-def votes(labels: Benchmark, limit: int | None) -> list[Labelled]:
+def votes(labels: Published, limit: int | None) -> list[Labelled]:
     """Comparisons of two models on one question up to one turn, each with all votes on it, spread over the file."""
     found: dict[tuple[str, ...], Labelled] = {}
-    for number, row in enumerate(benchmarks.rows(labels), start=1):
+    for number, row in enumerate(published.rows(labels), start=1):
         try:
             key, made = _voted(row)
         except (KeyError, TypeError, IndexError, AttributeError):

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from temper import benchmarks, intervals
-from temper.benchmarks import Benchmark
+from temper import intervals, published
 from temper.conversations import Conversation
 from temper.human_labels import Chat
+from temper.published import Published
 from temper.records import Row
 
 REFERENCED = (
@@ -41,9 +41,9 @@ PROMPTS = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v
 
 @dataclass
 class Files:
-    questions: Benchmark
-    prompts: Benchmark
-    references: Benchmark
+    questions: Published
+    prompts: Published
+    references: Published
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Rating:
 def questions(files: Files) -> list[Question]:
     """All questions with their references; exits naming one that lacks what it needs."""
     references = {
-        str(row["question_id"]): _turns(row["choices"][0]["turns"]) for row in benchmarks.rows(files.references)
+        str(row["question_id"]): _turns(row["choices"][0]["turns"]) for row in published.rows(files.references)
     }
-    found = [_question(row, references) for row in benchmarks.rows(files.questions)]
+    found = [_question(row, references) for row in published.rows(files.questions)]
     for one in found:
         if one.category in REFERENCED and one.references is None:
             raise SystemExit(
@@ -90,7 +90,7 @@ def questions(files: Files) -> list[Question]:
 
 def prompts(files: Files) -> dict[str, Row]:
     """The judge's prompts by name; exits where one that is needed is not among them."""
-    found = {str(row.get("name")): row for row in benchmarks.rows(files.prompts)}
+    found = {str(row.get("name")): row for row in published.rows(files.prompts)}
     if lacking := [name for name in PROMPTS if name not in found]:
         raise SystemExit(
             f"conf/judge: '{files.prompts.name}': no prompt '{lacking[0]}': name FastChat's judge_prompts.jsonl"

@@ -14,11 +14,13 @@ from pathlib import Path
 from string import Template
 from typing import Any, Protocol
 
-from temper import hub, human_labels, intervals, judge, mt_bench, reward_scores
-from temper.benchmarks import Benchmark
+from tqdm import tqdm
+
+from temper import hub, human_labels, intervals, judge, mt_bench, progress, published, reward_scores
 from temper.human_labels import FIRST, SECOND, TIE, Chat, Comparison, Labelled
 from temper.judge import Meeting, Verdict
 from temper.mt_bench import Question, Rating
+from temper.published import Published
 from temper.records import Row
 from temper.reward_scores import Scorer
 from temper.server import Server
@@ -36,9 +38,9 @@ PROMPT: Template = judge.PROMPT
 class Labels:
     """Comparisons that people decided; null for none."""
 
-    pairs: Benchmark | None
+    pairs: Published | None
     """Of a chosen and a rejected answer."""
-    votes: Benchmark | None
+    votes: Published | None
     """MT-Bench's human judgments."""
     limit: int | None
     """Comparisons of each, spread over the file; null for all."""
@@ -106,7 +108,7 @@ class Endpoint:
 
     def rulings(self, comparisons: Sequence[Comparison]) -> list[Ruling]:
         work = self._client.in_order(self._met(one) for one in comparisons)
-        return [_met(meeting) for meeting in judge.shown(self._client, work, len(comparisons))]  # type: ignore[type-var]
+        return [_met(meeting) for meeting in self._shown(work, len(comparisons))]
 
     def ratings(
         self, questions: Sequence[Question], answers: Sequence[Sequence[str]], prompts: dict[str, Row]
@@ -118,6 +120,15 @@ class Endpoint:
 
     def bill(self) -> Row:
         return judge.bill(self._client)
+
+    def _shown(self, work: Iterator[Meeting], total: int) -> Iterator[Meeting]:
+        """`work` as it passes, with a bar on a terminal and a line a minute elsewhere."""
+        clock = progress.Clock()
+        bar = tqdm(work, total=total, unit="comparisons", disable=not progress.on_terminal())
+        for done, meeting in enumerate(bar, start=1):
+            if bar.disable and (line := clock.line(done, total)):
+                print(f"judge: {line}", flush=True)
+            yield meeting
 
     async def _met(self, one: Comparison) -> Meeting:
         conversation = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in one.opening)
@@ -199,7 +210,7 @@ def standing(referee: Referee, labels: Labels, confidence: float, seed: int) -> 
     values: Row = {}
     readers = {"pairs": (labels.pairs, human_labels.pairs), "votes": (labels.votes, human_labels.votes)}
     for name, (labelled, read) in readers.items():
-        why = human_labels.missing(labelled)
+        why = published.missing(labelled)
         if why or labelled is None:
             values[f"human_{name}"] = why
             continue

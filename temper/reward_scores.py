@@ -154,7 +154,8 @@ def _likelihoods(folder: str, rows: Sequence[Any], batch: int) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(_device()).eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = loaded.to(_device()).eval()
     found: list[float] = []
     with torch.inference_mode():
         for part in _parts(rows, batch):

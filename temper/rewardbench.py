@@ -24,9 +24,9 @@ from statistics import fmean
 
 import numpy as np
 
-from temper import benchmarks, calls, intervals, spread
-from temper.benchmarks import Benchmark
+from temper import calls, intervals, published, spread
 from temper.human_labels import Chat
+from temper.published import Published
 from temper.records import Row
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
@@ -41,7 +41,7 @@ Margins = Mapping[str, tuple[bool, float, float]]
 class Set:
     kind: str
     """rewardbench2, or llmbar."""
-    items: Benchmark
+    items: Published
     limit: int | None
     """Items, spread over each subset; null for all."""
 
@@ -86,7 +86,7 @@ def items(chosen: Set) -> list[Item]:
     if chosen.kind not in readers:
         raise SystemExit(f"conf/rewardbench: kind is '{chosen.kind}': choose {' or '.join(readers)}")
     found: dict[str, list[Item]] = {}
-    for number, row in enumerate(benchmarks.rows(chosen.items), start=1):
+    for number, row in enumerate(published.rows(chosen.items), start=1):
         try:
             item = readers[chosen.kind](row, str(number), chosen.items.name)
         except (KeyError, TypeError, ValueError, IndexError):

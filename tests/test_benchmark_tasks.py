@@ -15,15 +15,15 @@ from commands.compose import composed
 from scripts.evaluate import Evaluate
 from temper import benchmark_tasks, params, records
 from temper.benchmark_tasks import BenchmarkTask, Loaded
-from temper.benchmarks import Benchmark
+from temper.published import Published
 from temper.records import Row
 
 DATA = Path(os.environ.get("TEMPER_TEST_DATA", "/nonexistent"))
 PRESETS = ("default", "tasks", "benchmarks", "hub")
 
 
-def file(path: Path) -> Benchmark:
-    return Benchmark(path.name, "file", None, None, hashlib.sha256(path.read_bytes()).hexdigest(), str(path), [], "mit")
+def file(path: Path) -> Published:
+    return Published(path.name, "file", None, None, hashlib.sha256(path.read_bytes()).hexdigest(), str(path), "mit")
 
 
 def made(path: Path, rows: list[Row], **changes: Any) -> BenchmarkTask:
@@ -85,7 +85,7 @@ COOKING = {
     "endings": ENDINGS,
     "label": "2",
 }
-HUB = {
+HUB: dict[str, list[Row]] = {
     "hellaswag/hellaswag.yaml": [COOKING],
     "arc/arc_challenge.yaml": [
         {
@@ -104,14 +104,14 @@ HUB = {
     ],
 }
 
-# The definitions of the harness on our rows with a model that says what it is told and finds the n-th choice of each item likeliest.
+# The harness's definitions on our rows, with a model that says what it is told and finds the shorter choice the likelier.
 RUN = """
 import json, os, sys, tempfile
 from pathlib import Path
 
 from temper import benchmark_tasks, ifeval
 from temper.benchmark_tasks import BenchmarkTask
-from temper.benchmarks import Benchmark
+from temper.published import Published
 
 os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1", LMEVAL_LOG_LEVEL="ERROR", HF_DATASETS_CACHE=sys.argv[2])
 from lm_eval.api.model import LM
@@ -145,7 +145,7 @@ class Told(LM):
 
 found = []
 for one in json.loads(Path(sys.argv[1]).read_text()):
-    sources = {key: one[key] and Benchmark(**one[key]) for key in ("items", "shots")}
+    sources = {key: one[key] and Published(**one[key]) for key in ("items", "shots")}
     task = BenchmarkTask(**{key: value for key, value in one.items() if key != "said"} | sources)
     (loaded,) = benchmark_tasks.loaded([task])
     model = Told(one["said"])

@@ -215,7 +215,7 @@ def test_likelihoods_come_by_task_with_the_text_they_are_of() -> None:
 
 
 def test_the_summary_separates_calls_from_null_and_counts_each_category() -> None:
-    chose = {"choose": True, "choose_norm": False}
+    chose: Row = {"choose": True, "choose_norm": False}
     wrong = sample(GOLD, exact=False, argument_f1=0.5, abstain=False, **chose)
     samples = [sample(GOLD), wrong, sample(None, "irrelevance", exact=False)]
     values = evaluate.summary(samples, 0.95, seed=1)

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from temper import human_labels
-from temper.benchmarks import Benchmark
 from temper.human_labels import Comparison, Labelled
+from temper.published import Published
 
 DATA = Path(os.environ.get("TEMPER_TEST_DATA", "/nonexistent"))
 NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="TEMPER_TEST_DATA names no folder of data sets")
 
 
-def labels(path: Path) -> Benchmark:
+def labels(path: Path) -> Published:
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-    return Benchmark("labels", "file", None, None, digest, str(path), ["chosen"], "mit")
+    return Published("labels", "file", None, None, digest, str(path), "mit")
 
 
-def written(path: Path, *rows: dict[str, Any]) -> Benchmark:
+def written(path: Path, *rows: dict[str, Any]) -> Published:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return labels(path)
 
@@ -133,10 +133,3 @@ def test_accuracy_is_of_what_was_decided() -> None:
     assert values["pairs_accuracy"] == pytest.approx(2 / 3)
     assert (values["pairs_pairs"], values["pairs_decided"], values["pairs_undecided"]) == (5, 3, 1)
     assert values["pairs_accuracy_low"] < 2 / 3 < values["pairs_accuracy_high"]
-
-
-def test_a_file_that_is_not_there_is_not_measured(tmp_path: Path) -> None:
-    assert human_labels.missing(None) == "not measured: none are named"
-    assert "no file" in human_labels.missing(labels(tmp_path / "none.jsonl"))
-    assert human_labels.missing(written(tmp_path / "some.jsonl", {})) == ""
-    assert human_labels.missing(Benchmark("hub", "hub", "a/b", "c", None, "d", [], "mit")) == ""

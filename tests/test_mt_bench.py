@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from temper import mt_bench
-from temper.benchmarks import Benchmark
 from temper.mt_bench import Files, Question, Rating
+from temper.published import Published
 
 DATA = Path(os.environ.get("TEMPER_TEST_DATA", "/nonexistent")) / "mt_bench"
 NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="TEMPER_TEST_DATA names no folder with mt_bench")
@@ -16,9 +16,9 @@ WRITING = Question("81", "writing", ("Write.", "Again."), None)
 MATHS = Question("111", "math", ("1 + 1?", "2 + 2?"), ("It is 2.", "It is 4."))
 
 
-def file(name: str) -> Benchmark:
+def file(name: str) -> Published:
     path = DATA / name
-    return Benchmark(
+    return Published(
         name, "file", None, None, hashlib.sha256(path.read_bytes()).hexdigest(), str(path), [], "apache-2.0"
     )
 

@@ -11,8 +11,8 @@ import pytest
 from commands.compose import composed
 from scripts import judge as judge_stage
 from temper import conversations, metrics, params, records, referee, reward_scores, vllm
-from temper.benchmarks import Benchmark
 from temper.human_labels import Chat, Comparison
+from temper.published import Published
 from temper.records import Row
 from temper.referee import Labels, Ruling, Settings
 from tests.test_human_labels import labels, vote, written
@@ -56,7 +56,7 @@ def at(url: str, **changes: Any) -> Settings:
     return Settings("endpoint", "models/base", 100, 2, teacher(url, **changes), "Longer is better.", 64, 17)
 
 
-def pairs(path: Path, *lengths: tuple[int, int]) -> Benchmark:
+def pairs(path: Path, *lengths: tuple[int, int]) -> Published:
     """Pairs whose chosen and rejected answers have these lengths."""
     asked = "\n\nHuman: Why {}?\n\nAssistant: "
     rows = [
@@ -137,7 +137,7 @@ def test_one_no_better_than_chance_is_not(endpoint: Endpoint, tmp_path: Path) ->
     assert "human_votes_agreement is 0.0%" in standing(at(endpoint.url), mixed).reason
 
 
-def pairs_as_votes(folder: Path) -> Benchmark:
+def pairs_as_votes(folder: Path) -> Published:
     """Votes for the shorter answer."""
     return written(folder / "v.jsonl", *(vote(number, "model_b", models=("a" * 3, "b")) for number in range(8)))
 
@@ -223,7 +223,7 @@ def row(number: int) -> Row:
     return {"id": str(number), "kind": "chat", "category": "chat", "messages": turns, "tools": []}
 
 
-def stated(benchmark: Benchmark) -> str:
+def stated(benchmark: Published) -> str:
     return f"judge.labels.pairs.sha256={benchmark.sha256}"
 
 

@@ -18,7 +18,7 @@ def test_a_tie_is_half_a_win_and_the_verdict_needs_more_than_luck() -> None:
     assert values["win_verdict"] == "no difference"  # 6 of 8: p = 0.29
     many = win_rate.summary(found * 10, 0.95, 17)
     assert many["win_verdict"] == "better"
-    assert many["win_rate_low"] > 0.5
+    assert float(many["win_rate_low"]) > 0.5
     assert win_rate.summary([Preference(0.0, 3)] * 40, 0.95, 17)["win_verdict"] == "worse"
 
 
