@@ -187,8 +187,8 @@ def test_a_judge_stands_beside_what_it_is_worth(results: Results) -> None:
     chosen.stages["rewardbench/dpo"] = {"reward": "implicit", "ties_n": 9, "rewardbench2": 0.5} | spanned(ties=0.4)
     card = carded(chosen)
     assert (
-        "DPO against the base, by reward model models/reward (it is for the answer that people chose in 62.0% (56.0–67.0), n = 300): "
-        "win rate 70.0% (70.0–70.0); at equal length 60.0% (60.0–60.0); ties 3 of 64; better; MT-Bench 3.25 (DPO); "
+        "DPO against the base, by reward model models/reward (it is for the answer that people chose in 62.0% (56.0–67.0), n = "
+        "300): win rate 70.0% (70.0–70.0); at equal length 60.0% (60.0–60.0); ties 3 of 64; better; MT-Bench 3.25 (DPO); "
         "MT-Bench 2.50 (base)." in card
     )
     assert "The reward model puts right answers before wrong ones: neighbours 90.0% (90.0–90.0), n = 64." in card
