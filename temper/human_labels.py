@@ -85,7 +85,10 @@ def accuracy(
 def agreement(
     name: str, labelled: Sequence[Labelled], verdicts: Sequence[float | None], confidence: float, seed: int
 ) -> dict[str, float]:
-    """Agreement with single votes, without ties (`_agreement`) and with them; intervals by a bootstrap over questions."""
+    """Agreement with single votes, without ties (`_agreement`) and with them.
+
+    Intervals are by a bootstrap over questions; where all agree alike, of which no spread tells, Wilson's of as many questions.
+    """
     values: dict[str, float] = {}
     for suffix, banned in (("agreement", {TIE}), ("agreement_with_ties", set[float]())):
         clusters: dict[str, tuple[int, int]] = {}
@@ -99,7 +102,11 @@ def agreement(
         values[f"{name}_{suffix}_votes"] = sum(asked for _, asked in counted)
         if counted:
             parts, sizes = zip(*counted, strict=True)
-            values |= intervals.ratio(f"{name}_{suffix}", parts, sizes, confidence, seed)
+            found = intervals.ratio(f"{name}_{suffix}", parts, sizes, confidence, seed)
+            value, low, high = found.values()
+            if low == high:
+                low, high = intervals.wilson(round(value * len(counted)), len(counted), confidence)
+            values |= dict(zip(found, (value, low, high), strict=True))
     return values
 
 

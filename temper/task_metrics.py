@@ -209,14 +209,16 @@ def _matched(one: Answered) -> tuple[int, int, int]:
 
 
 def _macro_f1(name: str, task: Task, answers: Sequence[Answered], confidence: float, seed: int) -> dict[str, float]:
-    """Its interval is a bootstrap over rows, each resample with its own F1 of each class."""
+    """Its interval is a bootstrap over rows, each resample with its own F1 of each class; where all have one value, Wilson's."""
     classes = labels(task, answers)
     pairs = [(_plain(one.reference), _plain(one.answer)) for one in answers]
     draw = random.Random(seed)
     found = sorted(macro_f1(classes, draw.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
     tail = (1 - confidence) / 2
-    low, high = found[floor(tail * RESAMPLES)], found[ceil((1 - tail) * RESAMPLES) - 1]
-    return {name: macro_f1(classes, pairs), f"{name}_low": low, f"{name}_high": high}
+    value, low, high = macro_f1(classes, pairs), found[floor(tail * RESAMPLES)], found[ceil((1 - tail) * RESAMPLES) - 1]
+    if low == high:
+        low, high = intervals.wilson(round(value * len(pairs)), len(pairs), confidence)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _validator(task: Task) -> Any:

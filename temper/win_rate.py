@@ -38,9 +38,9 @@ class Preference:
 
 
 def summary(found: Sequence[Preference], confidence: float, seed: int) -> dict[str, float | str]:
-    """Wins, ties and losses; win rate, plain and length-controlled, with intervals (bootstrap over prompts); and a verdict.
+    """Wins, ties and losses; win rate, plain and length-controlled, with intervals; and a verdict.
 
-    `win_verdict` is by the exact sign test over the prompts that one of the two wins.
+    Intervals are by a bootstrap over prompts; where all have one outcome, of which no spread tells, Wilson's. `win_verdict` is by the exact sign test over the prompts that one of the two wins.
     """
     values = np.array([one.value for one in found])
     excess = np.array([float(one.excess) for one in found])
@@ -51,14 +51,18 @@ def summary(found: Sequence[Preference], confidence: float, seed: int) -> dict[s
     }
     if not found:
         return {"prompts": 0, **counts}
+    plain = intervals.mean("win_rate", list(values), confidence, seed)
     low, high = _resampled(values, excess, confidence, seed)
+    if not np.ptp(values):
+        low, high = intervals.wilson(round(float(values.sum())), len(values), confidence)
+        plain |= {"win_rate_low": low, "win_rate_high": high}
     # Won and lost prompts as the scores of two models, for which McNemar's exact test is the sign test.
     wins, losses = (np.array([side.astype(float)]) for side in (values > 0.5, values < 0.5))
     verdict = comparisons.judged({"": comparisons.difference(wins, losses, confidence, seed)}, confidence)[""]
     return {
         "prompts": len(found),
         **counts,
-        **intervals.mean("win_rate", list(values), confidence, seed),
+        **plain,
         "length_controlled_win_rate": length_controlled(values, excess),
         "length_controlled_win_rate_low": low,
         "length_controlled_win_rate_high": high,

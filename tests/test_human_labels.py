@@ -127,6 +127,12 @@ def test_agreement_is_over_single_votes_with_ties_and_without() -> None:
     }
 
 
+def test_a_few_votes_that_agree_are_not_certain() -> None:
+    values = human_labels.agreement("votes", [labelled("1", 1.0, 1.0), labelled("2", 1.0)], [1.0, 1.0], 0.95, 17)
+    assert values["votes_agreement"] == 1.0
+    assert values["votes_agreement_low"] == pytest.approx(0.342, abs=1e-3)
+
+
 def test_accuracy_is_of_what_was_decided() -> None:
     found = [labelled(str(number), 1.0) for number in range(5)]
     values = human_labels.accuracy("pairs", found, [1.0, 1.0, 0.0, 0.5, None], 0.95)

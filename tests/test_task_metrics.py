@@ -62,6 +62,8 @@ def test_macro_f1_counts_a_rare_class_as_much_and_has_an_interval() -> None:
     found = values(task("macro_f1", labels=["common", "rare"]), *pairs)
     assert found["own_macro_f1"] == pytest.approx((36 / 38 + 0) / 2)
     assert found["own_macro_f1_low"] <= found["own_macro_f1"] <= found["own_macro_f1_high"]
+    perfect = values(task("macro_f1"), ("a", "a"), ("b", "b"))
+    assert (perfect["own_macro_f1"], perfect["own_macro_f1_low"]) == (1.0, pytest.approx(0.342, abs=1e-3))
     stray = values(task("macro_f1", labels=["common", "rare"]), ("common", "neither"), ("rare", "rare"))
     assert (stray["own_macro_f1"], stray["own_unlabelled"]) == (0.5, 0.5)
 

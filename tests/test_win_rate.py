@@ -65,7 +65,10 @@ def test_a_judge_that_only_sees_length_leaves_nothing() -> None:
 
 def test_one_outcome_and_no_outcome_end_without_a_warning() -> None:
     values = win_rate.summary([Preference(1.0, 5), Preference(1.0, -5)], 0.95, 17)
-    assert values["length_controlled_win_rate"] == 1.0
+    assert values["length_controlled_win_rate"] == values["win_rate"] == 1.0
+    assert (
+        values["win_rate_low"] == values["length_controlled_win_rate_low"] == pytest.approx(0.342, abs=1e-3)
+    )  # Wilson's
     assert win_rate.summary([], 0.95, 17) == {"prompts": 0, "wins": 0, "ties": 0, "losses": 0}
 
 
