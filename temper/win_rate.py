@@ -40,7 +40,8 @@ class Preference:
 def summary(found: Sequence[Preference], confidence: float, seed: int) -> dict[str, float | str]:
     """Wins, ties and losses; win rate, plain and length-controlled, with intervals; and a verdict.
 
-    Intervals are by a bootstrap over prompts; where all have one outcome, of which no spread tells, Wilson's. `win_verdict` is by the exact sign test over the prompts that one of the two wins.
+    Intervals are by a bootstrap over prompts; where all have one outcome, of which no spread tells, Wilson's. `win_verdict` is by
+    the exact sign test over the prompts that one of the two wins.
     """
     values = np.array([one.value for one in found])
     excess = np.array([float(one.excess) for one in found])
