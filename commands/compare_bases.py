@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
     cfg = params.load("compare", Compare, SETTINGS)
     tasks = own_tasks()
     items, shown = asked(cfg, tasks)
-    ways = {ZERO: [], FEW: shown} if shown else {ZERO: []}
+    ways: dict[str, list[Row]] = {ZERO: []} | ({FEW: shown} if shown else {})
     prompts = {way: [candidates.prompt(row, of) for row in items] for way, of in ways.items()}
     results = [one for name in cfg.candidates for one in served(name, items, prompts, tasks, cfg)]
     results += [one for hosted in cfg.endpoints for one in remote(hosted, items, prompts, tasks, cfg)]
