@@ -5,9 +5,9 @@ export PATH := $(MAIN)/bin:$(PATH)
 # Two at a time, on any machine: most of an engine's time is one core's, and each may take 8 GB. Waiting threads must not spin then.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention draft speculation bench evaluate gate card scorecard
+STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention draft speculation bench evaluate judge rewardbench gate card scorecard
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults contamination-drill synthesize deps $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults contamination-drill synthesize deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -86,6 +86,9 @@ rollback: env-main ## Put back the release that was in a stage before (STAGE=pro
 
 releases: env-main ## List the releases: stages, commit, hashes of data, model and parameters, scores
 	@python -m commands.registry list
+
+compare-bases: setup ## Candidate base models, prompted and untrained, on the same items (ARGS="compare.candidates=[smollm2-135m,qwen3-8b]")
+	@python -m commands.compare_bases $(ARGS)
 
 smoke-train: setup ## 100 steps on a tenth of the rows, with the real settings: speed, loss, memory, health
 	@python -m commands.smoke_train $(ARGS)

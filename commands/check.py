@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from commands.compare_bases import Compare
 from commands.compose import composed
 from commands.deploy import Deploy
 from commands.launch import Launch
@@ -76,7 +77,7 @@ def main(asked: Sequence[str] = ()) -> None:
         print("params.yaml is not what conf/ composes to now: `make params` composes it again", flush=True)
     number = check(found, tracked, str(params.PARAMS))
     params.tracking()
-    recipe.load()
+    judged(recipe.load(), params.value("judge.weights"))
     made(found)
     for name in asked:
         running(name)
@@ -105,15 +106,26 @@ def running(name: str) -> None:
             file.stem for file in sorted(Path("conf/recipe").glob("*.yaml")) if name in composed_recipe(file.stem)
         ]
         raise SystemExit(
-            f"{name} is no part of this recipe (recipe.{name} is empty in params.yaml): take one that has it, "
+            f"{name} is no part of this recipe (recipe.{recipe.SWITCHES.get(name, name)} is empty in params.yaml): take one "
+            "that has it, "
             f"`dvc exp run -S recipe={' or '.join(recipes)}`"
         )
 
 
 def composed_recipe(name: str) -> list[str]:
-    """The training stages that conf/recipe/<name>.yaml switches on."""
+    """The stages that conf/recipe/<name>.yaml switches on."""
     settings = DictConfig(OmegaConf.create(composed([f"recipe={name}"])))
-    return params.fitted(settings, "recipe", recipe.Recipe, f"conf/recipe/{name}.yaml").stages()
+    found = params.fitted(settings, "recipe", recipe.Recipe, f"conf/recipe/{name}.yaml")
+    return found.stages() + found.measuring()
+
+
+def judged(chosen: recipe.Recipe, weights: str) -> None:
+    """Exit where the judge is a reward model that the recipe does not train."""
+    if chosen.judged and not chosen.reward and Path(weights) == Path("models/reward"):
+        raise SystemExit(
+            "recipe.judged asks for the reward model, which this recipe does not train: set recipe.reward in conf/recipe "
+            "(recipe=sft-dpo-judged), or choose judge=endpoint"
+        )
 
 
 def check(settings: DictConfig, tracked: dict[str, type], place: str) -> int:
@@ -149,7 +161,7 @@ def shared(settings: DictConfig, place: str) -> dict[str, type]:
         "recipe": recipe.Recipe,
     }
     known |= {"health": health.Health, "plan": plan.Settings, "ablation": study.Study, "launch": Launch}
-    known |= {"deploy": Deploy, "serve": serving.Serve, "cost": cost.Cost}
+    known |= {"deploy": Deploy, "serve": serving.Serve, "cost": cost.Cost, "compare": Compare}
     known |= {f"bench.{variant}": Bench for variant in settings.bench}
     if kind not in executors.SCHEMAS:
         raise SystemExit(f"{place}: executor.kind is '{kind}': choose one of {', '.join(executors.SCHEMAS)}")

@@ -16,8 +16,11 @@ GRAPH = Path("dvc.yaml")
 # Modules that do their work in a process of another environment, whose lock decides their numbers too.
 BORROWED = {
     "temper/embeddings.py": "train",
+    "temper/ifeval.py": "train",
     "temper/perplexity.py": "train",
+    "temper/published.py": "main",
     "temper/rendering.py": "serve",
+    "temper/reward_scores.py": "train",
     "temper/rollouts.py": "serve",
     "temper/variants.py": "quantize",
 }

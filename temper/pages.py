@@ -24,6 +24,14 @@ MEASURES = (
     ("argument_f1", "argument F1", "n"),
     ("valid_json", "valid JSON", "n"),
 )
+# Of what else `evaluate` measures, what a reader may not know by its key.
+OTHERS = {
+    "abstain": "`null` likelier than any call where it is right, a call elsewhere",
+    "null_abstain": "`null` likelier than any call, where no tool fits",
+    "choose": "the right tool likeliest among several",
+}
+# And what stands elsewhere, or is said by one of the others.
+ELSEWHERE = ("exact_", "golden_", "domain_", "general_", "choose_norm", "call_abstain")
 # Whose likelihood `evaluate` measures.
 TEXTS = (("domain", "reference answers to test rows"), ("general", "general text"))
 CHARTED = ("exact", "call_exact", "null_exact", "valid_json")
@@ -110,6 +118,69 @@ def quantized(results: Results) -> str:
     """Every quant in one sentence each: what it is, or why it is not released."""
     offered = [f"{where}: {line}" for where, line in quants(results).items()]
     return ". ".join(offered + [f"Not released: {name} ({why})" for name, why in results.withheld().items()]) or "none"
+
+
+def others(results: Results) -> list[tuple[str, list[str]]]:
+    """(measure, its rate for each variant) of what `evaluate` measures besides MEASURES: choices, benchmarks, own tasks."""
+    values = results.stages[f"evaluate/{results.recipe.release}"]
+    shown = {key for key, _, _ in MEASURES}
+    keys = [
+        key for key in sorted(values) if f"{key}_low" in values and key not in shown and not key.startswith(ELSEWHERE)
+    ]
+    return [
+        (OTHERS.get(key, key), [percent(results.interval(variant, key)) for variant in results.variants])
+        for key in keys
+    ]
+
+
+def judged(results: Results) -> list[str]:
+    """What a judge says of each variant against the base, with what it is worth; or that it is worth nothing."""
+    return [judged_line(variant, results.stages[f"judge/{variant}"]) for variant in results.recipe.judged]
+
+
+def judged_line(variant: str, values: dict[str, Any]) -> str:
+    worth = [
+        f"{label} {percent(_interval(values, key))}, n = {values[count]}"
+        for label, key, count in (
+            ("it is for the answer that people chose in", "human_pairs_accuracy", "human_pairs_decided"),
+            ("it agrees with votes of people in", "human_votes_agreement", "human_votes_agreement_votes"),
+        )
+        if key in values
+    ]
+    judge = f"by {values['judge']} ({'; '.join(worth) or 'agreement with people not measured'})"
+    if not values["usable"]:
+        return f"{name_of(variant)} is not judged: {values['judge']} is unusable ({values['unusable_because']})"
+    rates = [
+        f"{label} {percent(_interval(values, key))}"
+        for label, key in (("win rate", "win_rate"), ("at equal length", "length_controlled_win_rate"))
+        if key in values
+    ]
+    scores = [
+        f"MT-Bench {values[f'mt_bench_{name}']:.2f} ({name_of(name)})"
+        for name in (variant, "base")
+        if f"mt_bench_{name}" in values
+    ]
+    found = "; ".join(
+        [*rates, f"ties {values['ties']} of {values['prompts']}", str(values.get("win_verdict", "no verdict")), *scores]
+    )
+    return f"{name_of(variant)} against the base, {judge}: {found}"
+
+
+def rewards(results: Results) -> list[str]:
+    """How well each reward tells right answers from wrong ones, by subset."""
+    return [rewards_line(name, results.stages[f"rewardbench/{name}"]) for name in results.recipe.scored]
+
+
+def rewards_line(name: str, values: dict[str, Any]) -> str:
+    subsets = [key for key in sorted(values) if f"{key}_low" in values]
+    found = [f"{key} {percent(_interval(values, key))}, n = {values[f'{key}_n']}" for key in subsets]
+    whole = [f"RewardBench 2 {100 * values['rewardbench2']:.1f}"] if "rewardbench2" in values else []
+    label = "The reward model" if values["reward"] == "model" else f"The reward that is implicit in {name_of(name)}"
+    return f"{label} puts right answers before wrong ones: {'; '.join([*whole, *found])}"
+
+
+def _interval(values: dict[str, Any], key: str) -> tuple[float, float, float]:
+    return values[key], values[f"{key}_low"], values[f"{key}_high"]
 
 
 def name_of(model: str) -> str:
@@ -295,5 +366,8 @@ def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: A
         "quants": quants(results),
         "drafted": drafted(results),
         "paying": paying(results),
+        "others": others(results),
+        "judged": judged(results),
+        "rewards": rewards(results),
     }
     return environment.get_template(template).render(results=results, cfg=cfg, **shared, **more)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from temper import params
 
-OTHERS = ("variants", "release", "formats", "draft")
+OTHERS = ("variants", "release", "formats", "draft", "judged", "scored")
+SCORED = ("reward", "dpo")
+# The lists that switch the stages which measure on.
+SWITCHES = {"judge": "judged", "rewardbench": "scored"}
 FORMATS = ("gptq", "awq", "gguf")
 DRAFTS = ("eagle3",)
 
@@ -30,10 +33,18 @@ class Recipe:
     """Of FORMATS: the quants that are made of the release."""
     draft: list[str]
     """Of DRAFTS: the head that is trained for the release, or nothing."""
+    judged: list[str]
+    """Variants whose answers a judge compares with the base's."""
+    scored: list[str]
+    """Of SCORED: what RewardBench scores, the reward model or the reward that is implicit in DPO."""
 
     def stages(self) -> list[str]:
         """The training stages that run, in the order of the graph."""
         return [name for name in STAGES if getattr(self, name)]
+
+    def measuring(self) -> list[str]:
+        """The stages of SWITCHES that run."""
+        return [name for name, key in SWITCHES.items() if getattr(self, key)]
 
     def unevaluated(self) -> list[str]:
         """Models that are trained and that no figure of `evaluate` speaks of."""
@@ -71,6 +82,15 @@ def load(path: Path = params.PARAMS) -> Recipe:
     if recipe.draft and recipe.draft not in [[name] for name in DRAFTS]:
         raise SystemExit(
             f"{path}: recipe.draft is {recipe.draft}, expected one of {', '.join(DRAFTS)}, or []: correct conf/recipe"
+        )
+    if strays := [name for name in recipe.judged if name not in recipe.variants[1:]]:
+        raise SystemExit(
+            f"{path}: recipe.judged names '{strays[0]}', expected of recipe.variants, but for the first: correct conf/recipe"
+        )
+    if strays := [name for name in recipe.scored if name not in SCORED or not getattr(recipe, name)]:
+        raise SystemExit(
+            f"{path}: recipe.scored names '{strays[0]}', expected {' or '.join(SCORED)}, and that this recipe makes it: correct "
+            "conf/recipe"
         )
     if recipe.ppo and not recipe.reward:
         raise SystemExit(f"{path}: recipe.ppo needs a reward model: set recipe.reward in conf/recipe")

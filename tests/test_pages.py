@@ -17,7 +17,7 @@ from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
 VARIANTS = ["base", "sft", "dpo"]
-RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"], ["eagle3"])
+RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"], ["eagle3"], [], [])
 GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
@@ -199,6 +199,51 @@ def test_a_quant_that_lost_too_much_is_named_and_not_offered(results: Results) -
     none = replace(results, recipe=replace(RECIPE, formats=[]))
     assert "## Quantized releases\n\nNone.\n" in carded(none)
     assert "Smallest release" not in reported(none)
+
+
+def test_what_else_is_measured_has_a_table(results: Results) -> None:
+    assert "Other measures" not in carded(results)
+    for variant, value in zip(VARIANTS, (0.25, 0.5, 0.75), strict=True):
+        own = {"choose": value, "gsm8k_exact_match": value / 2, "golden_exact": 1.0, "choose_norm": 1.0}
+        spans = {f"{key}{end}": of for key, of in own.items() for end in ("", "_low", "_high")}
+        results.stages[f"evaluate/{variant}"] |= spans | {"gsm8k_n": 7}
+    card = carded(results)
+    assert "| the right tool likeliest among several | 25.0% (25.0–25.0) | 50.0% (50.0–50.0) | 75.0% (75.0–75.0) |" in card
+    assert "| gsm8k_exact_match | 12.5% (12.5–12.5) |" in card
+    assert "golden_exact" not in card and "choose_norm" not in card
+
+
+JUDGED = {"judge": "reward model models/reward", "usable": 1, "unusable_because": "", "human_pairs_decided": 300}
+JUDGED |= {f"human_pairs_accuracy{end}": value for end, value in (("", 0.62), ("_low", 0.56), ("_high", 0.67))}
+
+
+def spanned(**values: float) -> dict[str, float]:
+    return {f"{key}{end}": value for key, value in values.items() for end in ("", "_low", "_high")}
+
+
+def test_a_judge_stands_beside_what_it_is_worth(results: Results) -> None:
+    chosen = replace(results, recipe=replace(RECIPE, judged=["dpo"], scored=["reward", "dpo"]))
+    won = spanned(win_rate=0.7, length_controlled_win_rate=0.6) | {"ties": 3, "prompts": 64, "win_verdict": "better"}
+    rated = {"mt_bench_base": 2.5, "mt_bench_dpo": 3.25}
+    chosen.stages["judge/dpo"] = JUDGED | won | rated
+    chosen.stages["rewardbench/reward"] = {"reward": "model", "neighbours_n": 64} | spanned(neighbours=0.9)
+    chosen.stages["rewardbench/dpo"] = {"reward": "implicit", "ties_n": 9, "rewardbench2": 0.5} | spanned(ties=0.4)
+    card = carded(chosen)
+    assert (
+        "DPO against the base, by reward model models/reward (it is for the answer that people chose in 62.0% (56.0–67.0), n = "
+        "300): win rate 70.0% (70.0–70.0); at equal length 60.0% (60.0–60.0); ties 3 of 64; better; MT-Bench 3.25 (DPO); "
+        "MT-Bench 2.50 (base)." in card
+    )
+    assert "The reward model puts right answers before wrong ones: neighbours 90.0% (90.0–90.0), n = 64." in card
+    assert "The reward that is implicit in DPO puts right answers before wrong ones: RewardBench 2 50.0; ties 40.0%" in card
+
+
+def test_an_unusable_judge_says_nothing_but_that(results: Results) -> None:
+    chosen = replace(results, recipe=replace(RECIPE, judged=["dpo"]))
+    chosen.stages["judge/dpo"] = JUDGED | {"usable": 0, "unusable_because": "no better than chance: it is 51% (45–57)"}
+    card = carded(chosen)
+    assert "DPO is not judged: reward model models/reward is unusable (no better than chance: it is 51% (45–57))." in card
+    assert "win rate" not in card
 
 
 def test_the_hub_s_parser_takes_the_front_matter(results: Results) -> None:

@@ -43,6 +43,10 @@ WRONG = {
     "formats=[gguf,exl2]": "recipe.formats names 'exl2', expected gptq, awq, gguf",
     "draft=[medusa]": "recipe.draft is ['medusa'], expected one of eagle3, or []",
     "ppo=[sft]": "recipe.ppo needs a reward model",
+    "judged=[base]": "recipe.judged names 'base', expected of recipe.variants, but for the first",
+    "judged=[grpo]": "recipe.judged names 'grpo'",
+    "scored=[reward]": "recipe.scored names 'reward', expected reward or dpo, and that this recipe makes it",
+    "scored=[sft]": "recipe.scored names 'sft'",
 }
 
 
@@ -60,6 +64,25 @@ def test_a_stage_that_is_switched_off_names_the_recipes_that_have_it() -> None:
     check.running("dpo")
     with pytest.raises(SystemExit, match=r"^kto is no part of this recipe .*recipe=sft-kto`$"):
         check.running("kto")
+
+
+def test_measuring_stages_are_switched_by_their_lists() -> None:
+    with pytest.raises(
+        SystemExit, match=r"^judge is no part of this recipe \(recipe\.judged is empty .*recipe=sft-dpo-judged`$"
+    ):
+        check.running("judge")
+    with pytest.raises(SystemExit, match=r"^rewardbench is no part .*\(recipe\.scored is empty"):
+        check.running("rewardbench")
+
+
+def test_a_judge_that_nothing_trains_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(composed(["recipe.judged=[dpo]"]))
+    chosen = recipe.load(tmp_path / "params.yaml")
+    with pytest.raises(
+        SystemExit, match=r"^recipe\.judged asks for the reward model, which this recipe does not train"
+    ):
+        check.judged(chosen, "models/reward")
+    check.judged(chosen, "models/base/config.json")
 
 
 def test_params_has_the_default_recipe() -> None:
