@@ -17,7 +17,7 @@ DATA_STAGES = ("ingest", "dedup", "quality", "pii", "split", "contamination", "m
 class Results:
     recipe: Recipe
     stages: dict[str, Values]
-    """Metrics by stage: base, ingest, …, `training/sft`, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`, `retention/gguf`."""
+    """Metrics by stage: base, ingest, …, `training/sft`, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`, `safety/dpo`."""
     timing: dict[str, Values]
     """reports/timing/ by the same names: seconds, peak memory and the hardware that took them."""
     curves: dict[str, list[dict[str, str]]]
@@ -91,6 +91,7 @@ def _expected(chosen: Recipe) -> Iterator[str]:
     yield from ("base", *DATA_STAGES, "general", *(f"training/{name}" for name in chosen.stages()))
     yield from (f"{stage}/{name}" for stage in ("quantize", "retention") for name in chosen.formats)
     yield from ("bench/bf16", *(f"evaluate/{variant}" for variant in chosen.variants))
+    yield from ("probes", "guard", *(f"{stage}/{name}" for stage in ("responses", "safety") for name in chosen.safety))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -42,6 +42,8 @@ WRONG = {
     "preferences=[]": "recipe.dpo needs pairs",
     "formats=[gguf,exl2]": "recipe.formats names 'exl2', expected gptq, awq, gguf",
     "ppo=[sft]": "recipe.ppo needs a reward model",
+    "safety=[dpo]": "recipe.safety lacks base",
+    "safety=[base,kto]": "recipe.safety names 'kto'",
 }
 
 
