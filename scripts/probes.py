@@ -7,21 +7,21 @@ Writes  data/probes.jsonl (id, set, role, text or row), reports/probes.json
 from collections import Counter
 from dataclasses import dataclass
 
-from temper import metrics, params, probes, records, stage
+from temper import metrics, params, probe_sets, records, stage
 
 OUT = "data/probes.jsonl"
 
 
 @dataclass
 class Probes:
-    sets: dict[str, probes.Source]
+    sets: dict[str, probe_sets.Source]
     seed: int
     """Of which harmful request a jailbreak is put around."""
 
 
 def main() -> None:
     cfg = params.load("probes", Probes)
-    found = list(probes.read(cfg.sets, cfg.seed))
+    found = list(probe_sets.read(cfg.sets, cfg.seed))
     records.write(OUT, found)
     counted = Counter(row["set"] for row in found)
     by_role = Counter(row["role"] for row in found)

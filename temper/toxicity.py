@@ -1,5 +1,6 @@
 """Abuse in answers, by a published list of words: it finds words, not meaning, and neither a polite insult nor a quotation."""
 
+import re
 from dataclasses import dataclass
 
 from temper import benchmarks
@@ -22,7 +23,9 @@ def load(lexicon: Lexicon) -> Phrases:
     field = lexicon.source.fields[0]
     rows = benchmarks.rows(lexicon.source)
     severe = (row for row in rows if lexicon.severity is None or _number(row, lexicon.severity) >= lexicon.least)
-    found = sorted({str(row[field]) for row in severe if any(map(str.isalnum, str(row.get(field) or "")))})
+    # What is spelled with other signs would be found without them, in ordinary text.
+    texts = (str(row.get(field) or "") for row in severe)
+    found = sorted({text for text in texts if re.fullmatch(r"[\w' -]*\w{2}[\w' -]*", text)})
     if not found:
         raise SystemExit(
             f"safety.lexicon: {lexicon.source.file} has no '{field}' as severe as {lexicon.least:g}: correct conf/safety"

@@ -1,4 +1,4 @@
-"""Verdicts on answers, rates with intervals, and a release against the base: planted faults are found, and none where there is none."""
+"""Verdicts on answers, rates with intervals, and a release against the base: planted faults are found, others are not."""
 
 import random
 from pathlib import Path

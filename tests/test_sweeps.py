@@ -152,7 +152,7 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("recipe=sft-dpo-grpo", RELEASED | asked("grpo") | {"grpo@dpo", "evaluate@grpo"}),
         ("quantize.awq.group_size=32", {"quantize@awq", "retention@awq"} | LAST),
         ("retention.limits.kl=0.5", RETAINED),
-        ("recipe.formats=[gguf]", LAST),
+        ("recipe.formats=[gguf]", LAST | {"safety@base", "safety@dpo"}),
         ("split.seed=3", AFTER_SPLIT),
         ("bench.bf16.max_tokens=16", LAST | {"bench@bf16"}),
         ("hardware.runtime.threads=1", set()),
