@@ -7,7 +7,7 @@ Writes  models/guard (weights.npy, guard.json), data/guard.jsonl (each prompt's 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from temper import guard, guard_model, guard_training, metrics, offline_guard, params, records, stage
+from temper import guard, guard_model, guard_training, intervals, metrics, offline_guard, params, records, stage
 
 PROBES, OUT = Path("data/probes.jsonl"), Path("models/guard")
 
@@ -17,7 +17,7 @@ class Guard:
     strength: float
     """Inverse of the regularization (scikit-learn's C)."""
     false_positives: float
-    """Share of held-out benign prompts that may be blocked: it sets the threshold."""
+    """Share of held-out benign prompts of the kinds that it is trained on that may be blocked: it sets the threshold."""
     confidence: float
     seed: int
     lexical: guard.Guard
@@ -31,11 +31,14 @@ class Guard:
 def main() -> None:
     cfg = params.load("guard", Guard)
     rows = guard_training.labelled(records.read(PROBES))
-    scores = guard_training.held_out(rows, cfg.strength, cfg.seed)
+    prompts = guard_training.Prompts(rows, cfg.strength, cfg.seed)
+    # Benign requests in service are of the kinds that it was trained on, attacks are not.
+    unseen = prompts.unseen()
+    scores = unseen | prompts.crossed()
     limit = guard_training.threshold(scores, rows, cfg.false_positives)
 
+    model = replace(prompts.trained(prompts.training), threshold=limit)
     training = [row for row in rows if row["trains_guard"]]
-    model = replace(guard_training.trained(training, cfg.strength, cfg.seed), threshold=limit)
     offline_guard.write(OUT, model, {"prompts": len(training), "sets": sorted({row["set"] for row in training})})
 
     lexical = guard.Lexical(cfg.lexical)
@@ -47,6 +50,8 @@ def main() -> None:
     values: dict[str, float] = {"threshold": limit, "n": len(rows), "trained_on": len(training)}
     for name, found in blocked.items():
         values |= guard_training.measured(name, found, rows, cfg.confidence)
+    strange = [unseen[row["id"]] >= limit for row in rows if not guard_training.is_harmful(row)]
+    values |= intervals.rate("offline_unseen_false_positives", strange, cfg.confidence)
     if cfg.asked:
         values |= guard_model.measured(cfg.asked, rows, cfg.asked_prompts, cfg.confidence, cfg.seed)
     values |= {f"n_{name}": sum(row["set"] == name for row in rows) for name in {row["set"] for row in rows}}

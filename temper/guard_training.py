@@ -1,32 +1,22 @@
-"""The guard of temper/offline_guard.py: trained on labelled prompts, and measured on those of sets that it has not seen."""
+"""The guard of temper/offline_guard.py: trained on labelled prompts, and measured on prompts that it has not seen."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from temper import intervals, probes
 from temper.offline_guard import WIDTH, OfflineGuard, features
 from temper.records import Row
 
 HARMFUL, BENIGN = (probes.HARMFUL, probes.JAILBREAK, probes.PRIVACY), (probes.BENIGN,)
-
-
-def fit(texts: Sequence[str], labels: Sequence[bool], strength: float, seed: int) -> OfflineGuard:
-    """A guard whose threshold is one half; `strength` is the inverse of the regularization (scikit-learn's C)."""
-    from scipy.sparse import csr_matrix
-    from sklearn.linear_model import LogisticRegression
-
-    found = [features(text) for text in texts]
-    starts = np.cumsum([0, *map(len, found)])
-    values = np.concatenate([np.full(len(one), 1 / math.sqrt(max(1, len(one)))) for one in found])
-    matrix = csr_matrix((values, np.concatenate(found), starts), shape=(len(found), WIDTH))
-    # Each class counts as much, however many prompts of it there are.
-    model = LogisticRegression(
-        C=strength, class_weight="balanced", solver="liblinear", max_iter=1000, random_state=seed
-    )
-    model.fit(matrix, np.array(labels))
-    return OfflineGuard(model.coef_[0].astype(np.float32), float(model.intercept_[0]), 0.5)
+FOLDS = 5
+Chosen = NDArray[np.bool_]
+Scores = dict[str, float]
+"""Probabilities by the ids of prompts."""
 
 
 def labelled(rows: Iterable[Row]) -> list[Row]:
@@ -34,38 +24,90 @@ def labelled(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["role"] in (*HARMFUL, *BENIGN)]
 
 
-def trained(rows: Sequence[Row], strength: float, seed: int) -> OfflineGuard:
-    return fit([row["text"] for row in rows], [is_harmful(row) for row in rows], strength, seed)
+def is_harmful(row: Row) -> bool:
+    return row["role"] in HARMFUL
 
 
-def held_out(rows: Sequence[Row], strength: float, seed: int) -> dict[str, float]:
-    """Scores by id, each from a guard that was trained without the set that the prompt is of.
+class Prompts:
+    """Labelled prompts as features, of which a guard is trained on any part."""
 
-    Left out with it is what shares a request with it: a jailbreak around one of its prompts, or the request in a jailbreak of it.
-    Sets that are not trained on are scored by the guard of all others. Exits where a set is the only one of its label.
-    """
-    training = [row for row in rows if row["trains_guard"]]
-    scores: dict[str, float] = {}
-    for name in dict.fromkeys(row["set"] for row in rows):
-        out = [row for row in rows if row["set"] == name]
-        shared = {key for row in out for key in keys(row)}
-        left = [row for row in training if row["set"] != name and shared.isdisjoint(keys(row))]
-        if len({is_harmful(row) for row in left}) < 2:
-            label = "harmful" if is_harmful(out[0]) else "benign"
+    def __init__(self, rows: Sequence[Row], strength: float, seed: int) -> None:
+        self.rows, self.strength, self.seed = rows, strength, seed
+        self.vectors = vectors([row["text"] for row in rows])
+        self.harmful = np.array([is_harmful(row) for row in rows])
+        self.training = np.array([bool(row["trains_guard"]) for row in rows])
+
+    def trained(self, chosen: Chosen) -> OfflineGuard:
+        """A guard of the chosen prompts; exits where they are all of one label."""
+        labels = self.harmful[chosen]
+        if len(set(labels)) < 2:
             raise SystemExit(
-                f"guard: {name} is the only {label} set with trains_guard: add another in conf/probes to hold it against"
+                "guard: of harmful and of benign prompts two sets each are needed, to hold one against the other: add sets with "
+                "trains_guard to conf/probes"
             )
-        model = trained(left, strength, seed)
-        scores |= {row["id"]: model.score(row["text"]) for row in out}
-    return scores
+        return fit(self.vectors[chosen], labels, self.strength, self.seed)
+
+    def unseen(self) -> Scores:
+        """Each prompt's score by a guard that was trained without its set.
+
+        Left out with it is what shares a request with it: a jailbreak around one of its prompts, or the request in a jailbreak.
+        """
+        scores: Scores = {}
+        ids = [keys(row) for row in self.rows]
+        for name in dict.fromkeys(row["set"] for row in self.rows):
+            out = np.array([row["set"] == name for row in self.rows])
+            shared = set().union(*(ids[place] for place in np.flatnonzero(out)))
+            apart = np.array([shared.isdisjoint(of) for of in ids])
+            scores |= self._scored(self.training & ~out & apart, out)
+        return scores
+
+    def crossed(self) -> Scores:
+        """The score of each benign prompt that is trained on, by a guard that was trained without its fifth of all prompts."""
+        folds = np.array([fold(row, self.seed) for row in self.rows])
+        benign = self.training & ~self.harmful
+        scores: Scores = {}
+        for number in range(FOLDS):
+            scores |= self._scored(self.training & (folds != number), benign & (folds == number))
+        return scores
+
+    def _scored(self, chosen: Chosen, out: Chosen) -> Scores:
+        model = self.trained(chosen)
+        logits = self.vectors[out] @ model.weights + model.bias
+        ids = [self.rows[place]["id"] for place in np.flatnonzero(out)]
+        return dict(zip(ids, map(float, 1 / (1 + np.exp(-logits))), strict=True))
+
+
+def vectors(texts: Sequence[str]) -> Any:
+    """(texts, WIDTH), sparse, each row of length 1."""
+    from scipy.sparse import csr_matrix
+
+    found = [features(text) for text in texts]
+    values = [np.full(len(one), 1 / math.sqrt(max(1, len(one)))) for one in found]
+    starts = np.cumsum([0, *map(len, found)])
+    return csr_matrix((np.concatenate(values), np.concatenate(found), starts), shape=(len(found), WIDTH))
+
+
+def fit(matrix: Any, labels: NDArray[np.bool_], strength: float, seed: int) -> OfflineGuard:
+    """A guard whose threshold is one half; `strength` is the inverse of the regularization (scikit-learn's C)."""
+    from sklearn.linear_model import LogisticRegression
+
+    # Each label counts as much, however many prompts of it there are.
+    options: dict[str, Any] = {
+        "class_weight": "balanced",
+        "solver": "liblinear",
+        "max_iter": 1000,
+        "random_state": seed,
+    }
+    model = LogisticRegression(C=strength, **options).fit(matrix, labels)
+    return OfflineGuard(model.coef_[0].astype(np.float32), float(model.intercept_[0]), 0.5)
 
 
 def keys(row: Row) -> set[str]:
     return {row["id"], row.get("request_id", row["id"])}
 
 
-def is_harmful(row: Row) -> bool:
-    return row["role"] in HARMFUL
+def fold(row: Row, seed: int) -> int:
+    return int(sha256(f"{seed}:{row['id']}".encode()).hexdigest()[:8], 16) % FOLDS
 
 
 def threshold(scores: Mapping[str, float], rows: Iterable[Row], false_positives: float) -> float:

@@ -45,6 +45,8 @@ class Section:
     guard_sets: list[tuple[str, str, int, list[str]]]
     """(set, what is counted in it, n, a cell for each of `guard_columns`)."""
     guard_columns: list[str]
+    unseen: str
+    """The share of benign prompts of other kinds than those that the offline guard was trained on that it blocks."""
 
 
 def read(results: Results, percent: Percent) -> Section:
@@ -68,6 +70,7 @@ def read(results: Results, percent: Percent) -> Section:
         ],
         [_guarded(name, guard, columns, percent) for name in _sets(guard, "n_", "")],
         [GUARDS[name] for name in columns],
+        _cell(guard, "offline_unseen_false_positives", percent),
     )
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
@@ -246,7 +247,8 @@ def test_the_offline_guard_reads_what_the_caller_says_and_nothing_else(
     make: Make, engine: Engine, tmp_path: Path
 ) -> None:
     harmful, benign = ([f"{verb} {thing}" for thing in "abcdef"] for verb in ("poison", "paint"))
-    guard = guard_training.fit([*harmful, *benign], [True] * 6 + [False] * 6, 10, 17)
+    texts = guard_training.vectors([*harmful, *benign])
+    guard = guard_training.fit(texts, np.array([True] * 6 + [False] * 6), 10, 17)
     offline_guard.write(tmp_path / "guard", guard, {})
     offline_guard.load.cache_clear()
     app = make(classifier=str(tmp_path / "guard"))

@@ -85,7 +85,7 @@ def spread(name: str, value: float) -> dict[str, float]:
     return {name: value, f"{name}_low": max(0.0, value - 0.0625), f"{name}_high": min(1.0, value + 0.0625)}
 
 
-GUARDED: dict[str, Any] = {"n_harmbench": 40, "n_xstest_safe": 25}
+GUARDED: dict[str, Any] = {"n_harmbench": 40, "n_xstest_safe": 25} | spread("offline_unseen_false_positives", 0.5)
 for guard, share in (("offline", 0.875), ("lexical", 0.125), ("both", 0.9375)):
     for what in ("recall", "precision", "false_positives", "harmbench_recall", "xstest_safe_false_positives"):
         GUARDED |= spread(f"{guard}_{what}", share)
@@ -209,6 +209,7 @@ def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(resul
     assert "| harmbench | 24 | 31.2% (25.0–37.5) | 31.2% (25.0–37.5) | 31.2% (25.0–37.5) |" in card
     assert "| offline guard | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) |" in card
     assert "| xstest_safe | false positives | 25 | 12.5% (6.2–18.8) | 87.5% (81.2–93.8) | 93.8% (87.5–100.0) |" in card
+    assert "the offline guard blocks 50.0% (43.8–56.2)" in card
     assert "Its safety was not evaluated" not in card
 
 
