@@ -5,9 +5,9 @@ export PATH := $(MAIN)/bin:$(PATH)
 # Two at a time, on any machine: most of an engine's time is one core's, and each may take 8 GB. Waiting threads must not spin then.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention draft speculation bench evaluate judge rewardbench gate card scorecard
+STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention draft speculation bench evaluate judge rewardbench probes guard responses safety gate card scorecard
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults contamination-drill synthesize deps $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults contamination-drill synthesize canaries deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -113,6 +113,9 @@ contamination-drill: setup ## Leak a share of the test into training: the gate m
 
 synthesize: env-main env-serve ## Grow raw/seeds/seeds.jsonl with a teacher model (SET="synthesize=distil …" overrides conf/)
 	@python -m commands.synthesize $(SET)
+
+canaries: env-main ## Plant rows with random secrets in raw/canaries, to see what training makes a model remember
+	@python -m commands.canaries
 
 deps: env-main ## Write into dvc.yaml the code that each stage imports
 	@python -m commands.deps

@@ -5,11 +5,12 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
 
-from temper import structured
+from temper import offline_guard, structured
 from temper.exposition import Series
 from temper.guard import ALLOWED, FAILED, Asked, Finding, Lexical
 from temper.log_pipe import LogPipe
@@ -63,6 +64,7 @@ class Shared:
         self.log = log
         self.series = series
         self.lexical = Lexical(cfg.guard)
+        self.classifier = offline_guard.load(Path(cfg.guard.classifier)) if cfg.guard.classifier else None
         self.asked = Asked(cfg.guard.endpoint) if cfg.guard.endpoint else None
 
 
@@ -137,6 +139,9 @@ class Exchange:
             raise Refused(400, "invalid_value", "the guard reads text: send no token ids and no embeddings")
         started = time.perf_counter()
         found = next((one for text in strings(self._request) if (one := self._shared.lexical.find(text))), None)
+        if found is None and (classifier := self._shared.classifier):
+            said = (turn["content"] for turn in conversation(request) if turn["role"] == "user")
+            found = next((one for text in said if (one := classifier.find(text))), None)
         if found is None and self._shared.asked:
             found = await self._shared.asked.find(conversation(request))
         self._guard_seconds += time.perf_counter() - started

@@ -6,6 +6,7 @@ Text that is streamed waits only as long as it may be the beginning of something
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import regex
@@ -46,6 +47,8 @@ class Guard:
     look_behind: int
     """Characters: a pattern's match that is longer may have been sent in part before it is known."""
     endpoint: Endpoint | None
+    classifier: str | None
+    """A folder with a guard of temper.offline_guard, which reads requests; null for none."""
 
     def check(self) -> None:
         """Exit naming what is no phrase, no pattern or no policy."""
@@ -54,6 +57,11 @@ class Guard:
         if self.endpoint and self.endpoint.api_key_env and not os.environ.get(self.endpoint.api_key_env):
             raise SystemExit(f"serve.guard.endpoint.api_key_env: {self.endpoint.api_key_env} is not set: export it")
         Lexical(self)
+        if self.classifier:
+            # It imports this module.
+            from temper import offline_guard
+
+            offline_guard.load(Path(self.classifier))
 
 
 class Finding(NamedTuple):

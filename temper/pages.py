@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from temper import comparisons, cost, evaluation_matrix, figures, forgetting, gate, speculation
+from temper import comparisons, cost, evaluation_matrix, figures, forgetting, gate, safety_section, speculation
 from temper.comparisons import Verdict
 from temper.cost import Cost
 from temper.evaluation_matrix import Asked, Matrix
@@ -69,6 +69,7 @@ def report(
         "curves": figures.curves({name_of(name): rows for name, rows in results.curves.items()}),
         "funnel": figures.funnel(results.funnel()),
         "speed": figures.bars({f"{n} at once": speed(results, n) for n in results.levels()}, "tokens/s"),
+        "safety": figures.scores(safety_section.charted(results)),
     }
     shown = {"figures": charts, "graph": _inline(graph), "samples": side_by_side(answers), "trail": trail(results)}
     texts = [(label, likelihood(results, task, likelihoods)) for task, label in TEXTS]
@@ -369,5 +370,6 @@ def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: A
         "others": others(results),
         "judged": judged(results),
         "rewards": rewards(results),
+        "safety": safety_section.read(results, percent),
     }
     return environment.get_template(template).render(results=results, cfg=cfg, **shared, **more)

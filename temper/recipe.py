@@ -5,7 +5,7 @@ from pathlib import Path
 
 from temper import params
 
-OTHERS = ("variants", "release", "formats", "draft", "judged", "scored")
+OTHERS = ("variants", "release", "formats", "draft", "judged", "scored", "safety")
 SCORED = ("reward", "dpo")
 # The lists that switch the stages which measure on.
 SWITCHES = {"judge": "judged", "rewardbench": "scored"}
@@ -37,6 +37,8 @@ class Recipe:
     """Variants whose answers a judge compares with the base's."""
     scored: list[str]
     """Of SCORED: what RewardBench scores, the reward model or the reward that is implicit in DPO."""
+    safety: list[str]
+    """Models that are asked whether they are safe, and held against the first of `variants`."""
 
     def stages(self) -> list[str]:
         """The training stages that run, in the order of the graph."""
@@ -72,7 +74,7 @@ def load(path: Path = params.PARAMS) -> Recipe:
             raise SystemExit(f"{path}: recipe.{name} is {starts}: a stage starts from one model: correct conf/recipe")
         if unmade := [start for start in starts if start not in made or start == name]:
             raise SystemExit(_unmade(path, name, unmade[0], made))
-    for key, asked in (("variants", recipe.variants), ("release", [recipe.release])):
+    for key, asked in (("variants", recipe.variants), ("release", [recipe.release]), ("safety", recipe.safety)):
         if unmade := [name for name in asked if name not in made]:
             raise SystemExit(_unmade(path, key, unmade[0], made))
     if unknown := [name for name in recipe.formats if name not in FORMATS]:
@@ -100,6 +102,10 @@ def load(path: Path = params.PARAMS) -> Recipe:
     if not recipe.variants or recipe.release not in recipe.variants:
         raise SystemExit(
             f"{path}: recipe.release is {recipe.release}, which recipe.variants lacks: correct conf/recipe"
+        )
+    if recipe.variants[0] not in recipe.safety:
+        raise SystemExit(
+            f"{path}: recipe.safety lacks {recipe.variants[0]}, which the others are held against: correct conf/recipe"
         )
     return recipe
 

@@ -18,7 +18,8 @@ class Results:
     recipe: Recipe
     stages: dict[str, Values]
     """Metrics by stage: base, ingest, …, `training/sft`, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`, `retention/gguf`,
-    `draft/eagle3`, `speculation/eagle3`, `judge/dpo`, `rewardbench/reward`."""
+    `draft/eagle3`, `speculation/eagle3`, `judge/dpo`, `rewardbench/reward`,
+    `safety/dpo`."""
     timing: dict[str, Values]
     """reports/timing/ by the same names: seconds, peak memory and the hardware that took them."""
     curves: dict[str, list[dict[str, str]]]
@@ -99,6 +100,7 @@ def _expected(chosen: Recipe) -> Iterator[str]:
     yield from (f"bench/{variant}" for variant in params.tree().bench)
     yield from (f"evaluate/{variant}" for variant in chosen.variants)
     yield from (*(f"judge/{variant}" for variant in chosen.judged), *(f"rewardbench/{name}" for name in chosen.scored))
+    yield from ("probes", "guard", *(f"{stage}/{name}" for stage in ("responses", "safety") for name in chosen.safety))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -40,6 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         records.write(f"data/evaluate/{variant}-likelihoods.jsonl", likelihoods(1.016 if variant == "base" else 1.037))
     for number, split in enumerate(stage.TRAINED + stage.HELD_OUT):
         records.write(f"data/mix/{split}.jsonl", [asking(f"row {number}-{row}") for row in range(9)])
+    metrics.write(f"reports/safety/{RELEASE}.json", {"refusals_over_base_low": 0.01})
     released.FILE.write_text(released.text("v0.1.0", scored(GOLDEN, 0.54)))
     return tmp_path
 
@@ -92,13 +93,13 @@ def test_a_sound_release_passes_and_every_figure_is_written(run: Path, capsys: p
     stage.main()
     values = metrics.read(gate.REPORT)
     printed = capsys.readouterr().out
-    assert (values["failed"], values["passed"], values["skipped"]) == (0, 19, 2)
+    assert (values["failed"], values["passed"], values["skipped"]) == (0, 20, 1)
     for name, value, limit, verdict in gate.table(values):
         assert f"{verdict:<8} {name}: " in printed
         assert f"({limit})" in printed
         assert value != ""
-    assert {name for name, _, _, verdict in gate.table(values) if verdict == SKIPPED} == {"safety", "retention"}
-    assert values["safety_value"] == "reports/safety/dpo.json: no stage of this recipe writes it"
+    assert {name for name, _, _, verdict in gate.table(values) if verdict == SKIPPED} == {"retention"}
+    assert values["safety_value"] == 0.01
     assert values["exact_over_base_value"].startswith("better: +5")
     assert values["exact_over_sft_value"].startswith("no difference: -")
 
@@ -130,6 +131,7 @@ PLANTED: dict[str, tuple[Edit, list[str]]] = {
     "latency of the others": (edited("bench/bf16", c1_itl_p99_ms=250.0), ["latency_token"]),
     "no number": (edited("bench/bf16", c1_itl_p99_ms=math.nan), ["latency_token"]),
     "retention": (edited("quantize/gguf", retention=0.9), ["retention"]),
+    "safety": (edited(f"safety/{RELEASE}", refusals_over_base_low=-0.05), ["safety"]),
 }
 
 

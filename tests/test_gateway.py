@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands.compose import composed
-from temper import calls, params, serving
+from temper import calls, guard_training, offline_guard, params, serving
 from temper.exchange import GONE, Message, Receive, Scope, Send, Shared, respond
 from temper.exposition import Series
 from temper.gateway import Gateway
@@ -173,7 +175,13 @@ def make(engine: Engine, kept: Kept) -> Make:
         cfg = copy.deepcopy(shipped())
         cfg.guard.phrases = list(phrases)
         for key, value in changed.items():
-            place: Any = cfg.limits if hasattr(cfg.limits, key) else cfg.guard if key in ("input", "output") else cfg
+            place: Any = (
+                cfg.limits
+                if hasattr(cfg.limits, key)
+                else cfg.guard
+                if key in ("input", "output", "classifier")
+                else cfg
+            )
             setattr(place, key, value)
         return Gateway(engine, Shared(cfg, "models/dpo", "abc", kept, Series()))
 
@@ -233,6 +241,23 @@ def test_a_key_is_asked_for_by_the_name_of_its_variable(make: Make, monkeypatch:
             assert (answer.status, answer.json()["error"]["code"]) == (401, "invalid_api_key")
     assert run(Caller().ask(app, chat(), headers={"authorization": "Bearer sesame"})).status == 200
     assert run(Caller().ask(app, b"", "/health", "GET")).status == 200
+
+
+def test_the_offline_guard_reads_what_the_caller_says_and_nothing_else(
+    make: Make, engine: Engine, tmp_path: Path
+) -> None:
+    harmful, benign = ([f"{verb} {thing}" for thing in "abcdef"] for verb in ("poison", "paint"))
+    texts = guard_training.vectors([*harmful, *benign])
+    guard = guard_training.fit(texts, np.array([True] * 6 + [False] * 6), 10, 17)
+    offline_guard.write(tmp_path / "guard", guard, {})
+    offline_guard.load.cache_clear()
+    app = make(classifier=str(tmp_path / "guard"))
+    blocked = run(Caller().ask(app, chat("poison a")))
+    assert (blocked.status, blocked.json()["error"]["code"]) == (400, "content_filter")
+    assert engine.asked == []
+    system = {"role": "system", "content": "Never poison."}
+    said = chat("paint a") | {"messages": [system, *chat("paint a")["messages"]]}
+    assert run(Caller().ask(app, said)).status == 200
 
 
 def test_a_key_that_is_not_set_stops_the_start(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ WORDS = ["pipe bomb", "kill yourself", "制造炸弹"]
 
 
 def lexical(*patterns: str, phrases: list[str] = WORDS, look_behind: int = 64) -> Lexical:
-    return Lexical(Guard(True, True, phrases, list(patterns), look_behind, None))
+    return Lexical(Guard(True, True, phrases, list(patterns), look_behind, None, None))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
 VARIANTS = ["base", "sft", "dpo"]
-RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"], ["eagle3"], [], [])
+RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"], ["eagle3"], [], [], ["base", "dpo"])
 GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
@@ -93,12 +93,41 @@ def results() -> Results:
             measured = {f"{method}_{text}_{name}": value for name, value in counted.items()}
             stages["speculation/eagle3"] = stages.get("speculation/eagle3", {}) | measured
         stages["speculation/eagle3"][f"{method}_tokens_per_step_gap"] = 0.5
+    stages |= {"guard": GUARDED, "probes": {"n_harmbench": 40}}
+    for place, variant in enumerate(("base", "dpo")):
+        stages |= {f"safety/{variant}": asked(place), f"responses/{variant}": {"n_harmful": 8}}
     timing = {name: {"seconds": 60.0, "peak_memory_gb": 1.5, "hardware": "a quiet machine"} for name in stages}
     curve = [{"step": "1", "loss": "2.5", "eval_loss": ""}, {"step": "2", "loss": "1.5", "eval_loss": "1.75"}]
     return Results(RECIPE, stages, timing, {"sft": curve, "dpo": curve})
 
 
 MEASURES = [key for key, _, _ in pages.MEASURES]
+
+
+def spread(name: str, value: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": max(0.0, value - 0.0625), f"{name}_high": min(1.0, value + 0.0625)}
+
+
+GUARDED: dict[str, Any] = {"n_harmbench": 40, "n_xstest_safe": 25} | spread("offline_unseen_false_positives", 0.5)
+for guard, share in (("offline", 0.875), ("lexical", 0.125), ("both", 0.9375)):
+    for what in ("recall", "precision", "false_positives", "harmbench_recall", "xstest_safe_false_positives"):
+        GUARDED |= spread(f"{guard}_{what}", share)
+
+
+def asked(place: int) -> dict[str, Any]:
+    """reports/safety/<variant>.json of the base (0) or of the release (1)."""
+    value = 0.25 + 0.5 * place
+    found: dict[str, Any] = {"bbq_n": 0, "winogender_n": 0, "canaries_n": 0, "false_refusals_most": 0.05}
+    for name in ("refusals", "harmful", "jailbreak", "served", "clean", "discreet"):
+        found |= spread(name, value) | {f"{name}_n": 32}
+    for role in ("false_refusals", "verbatim_trained", "verbatim_held_out"):
+        found |= spread(role, 0.0625) | {f"{role}_n": 16}
+    for verdict in ("refused", "abstained", "answered"):
+        found |= spread(f"set_harmbench_{verdict}", 0.3125) | {"set_harmbench_n": 24}
+    if place:
+        found |= {"refusals_over_base": 0.5, "refusals_over_base_low": 0.25, "refusals_over_base_high": 0.75}
+        found |= {"refusals_over_base_p": 0.0004, "refusals_over_base_verdict": "better"}
+    return found | {"not_run_xstest_safe": 1}
 
 
 def interval(place: int) -> dict[str, float]:
@@ -246,6 +275,48 @@ def test_an_unusable_judge_says_nothing_but_that(results: Results) -> None:
     assert "win rate" not in card
 
 
+def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(results: Results) -> None:
+    card, report = carded(results), reported(results)
+    for text in (card, report):
+        assert (
+            "better: +50.0 (+25.0 to +75.0), p &lt; 0.001" in text
+            or "better: +50.0 (+25.0 to +75.0), p < 0.001" in text
+        )
+        assert "Benign requests refused in words: 6.2% (0.0–12.5) of 16, over the target of 5% at most." in text
+        assert (
+            "Rows continued word for word: 6.2% (0.0–12.5) of 16 trained ones, 6.2% (0.0–12.5) of 16 held-out ones"
+            in text
+        )
+        assert "Canaries: none was planted" in text
+        assert "BBQ" not in text.split("Not run")[0]
+        assert re.search(r"Not run, for want of their files[^:]*: xstest_safe\.", text)
+    assert "| harmful requests not answered | 32 | 25.0% (18.8–31.2) | 75.0% (68.8–81.2) | better: +50.0" in card
+    assert "| harmbench | 24 | 31.2% (25.0–37.5) | 31.2% (25.0–37.5) | 31.2% (25.0–37.5) |" in card
+    assert "| offline guard | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) |" in card
+    assert "| xstest_safe | false positives | 25 | 12.5% (6.2–18.8) | 87.5% (81.2–93.8) | 93.8% (87.5–100.0) |" in card
+    assert "the offline guard blocks 50.0% (43.8–56.2)" in card
+    assert "Its safety was not evaluated" not in card
+
+
+def test_bias_canaries_and_a_judge_are_told_where_they_were_measured(results: Results) -> None:
+    more: dict[str, Any] = {"bbq_n": 48, "winogender_n": 30, "winogender_pairs": 10, "canaries_n": 8}
+    for name in ("bbq_ambiguous_accuracy", "bbq_disambiguated_accuracy", "winogender_accuracy", "winogender_parity"):
+        more |= spread(name, 0.5)
+    for name in ("bbq_ambiguous_bias", "bbq_disambiguated_bias"):
+        more |= {name: -0.125, f"{name}_low": -0.25, f"{name}_high": 0.0}
+    more |= {f"winogender_{gender}_accuracy": 0.5 for gender in ("male", "female", "neutral")}
+    more |= {"exposure_fitted_mean": 9.5, "exposure_fitted_most": 28.2, "judge_model": "grader", "strongreject_n": 12}
+    results.stages["safety/dpo"] |= more | spread("strongreject", 0.25) | spread("rules_agree", 0.75)
+    for text in (carded(results), reported(results)):
+        assert (
+            "BBQ, 48 questions, by the likeliest answer: 50.0% (43.8–56.2) right and a bias score of -0.12 (-0.25 to +0.00)"
+            in text
+        )
+        assert "he and she answered alike in 50.0% (43.8–56.2) of 10 pairs." in text
+        assert "Canaries: 8 planted, exposure 9.5 bits on average, 28.2 at most" in text
+        assert "rubric by grader: 0.25 (0.19–0.31) of 1 over 12 answers; it agrees with the rules on 75.0%" in text
+
+
 def test_the_hub_s_parser_takes_the_front_matter(results: Results) -> None:
     awkward = replace(CARD, base='Smol: "LM"', licence="llama3.1", language=["no", "en"])
     for card in (CARD, awkward):
@@ -374,7 +445,7 @@ def test_tables_of_the_card_are_tables(results: Results) -> None:
 
 def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
     page = reported(results)
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     assert "ingest</text>" in page
     assert "<?xml" not in page
     assert not re.search(r'(src|href)="https?:', page)

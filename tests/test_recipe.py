@@ -47,6 +47,8 @@ WRONG = {
     "judged=[grpo]": "recipe.judged names 'grpo'",
     "scored=[reward]": "recipe.scored names 'reward', expected reward or dpo, and that this recipe makes it",
     "scored=[sft]": "recipe.scored names 'sft'",
+    "safety=[dpo]": "recipe.safety lacks base",
+    "safety=[base,kto]": "recipe.safety names 'kto'",
 }
 
 

@@ -51,14 +51,20 @@ with open(Path(__file__).parent / "ran.log", "a") as log:
     log.write(sys.argv[1] + "\\n")
 '''
 
+
+def asked(variant: str) -> set[str]:
+    """Stages that ask a new release about its safety: its verdicts are against the base's, which are read again."""
+    return {f"responses@{variant}", f"safety@{variant}", "safety@base"}
+
+
 LAST = {"gate", "card", "scorecard"}
 RETAINED = {f"retention@{name}" for name in ("gptq", "awq", "gguf")} | LAST
 BENCHED = {f"bench@{name}" for name in ("bf16", "ngram", "gptq", "awq", "gguf")}
 DRAFTED = {"draft@eagle3", "speculation@eagle3"}
 RELEASED = RETAINED | BENCHED | DRAFTED | {"quantize@gptq", "quantize@awq", "quantize@gguf"}
-AFTER_DPO = RELEASED | {"dpo@sft", "evaluate@dpo"}
+AFTER_DPO = RELEASED | asked("dpo") | {"dpo@sft", "evaluate@dpo"}
 AFTER_SFT = AFTER_DPO | {"sft@base", "preferences@sft", "evaluate@sft"}
-AUDITED = AFTER_SFT | {"audit", "datacard", "evaluate@base"}
+AUDITED = AFTER_SFT | {"audit", "datacard", "evaluate@base", "responses@base"}
 AFTER_SPLIT = AUDITED | {"split", "contamination", "mix"}
 # Quality may score with the base model, so it runs; where its rows are the same, as they are without that scorer, pii to mix do
 # not. The stand-in's rows never are.
@@ -143,15 +149,15 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("sft.lora.rank=4", AFTER_SFT),
         ("model=qwen3-8b", BASE_MODEL),
         ("seed=3", SEEDED),
-        ("recipe=sft", RELEASED),
-        ("recipe=orpo", RELEASED | {"preferences@base", "orpo@base", "evaluate@orpo"}),
-        ("recipe=sft-dpo-grpo", RELEASED | {"grpo@dpo", "evaluate@grpo"}),
+        ("recipe=sft", RELEASED | asked("sft")),
+        ("recipe=orpo", RELEASED | asked("orpo") | {"preferences@base", "orpo@base", "evaluate@orpo"}),
+        ("recipe=sft-dpo-grpo", RELEASED | asked("grpo") | {"grpo@dpo", "evaluate@grpo"}),
         ("quantize.awq.group_size=32", {"quantize@awq", "retention@awq", "bench@awq"} | LAST),
         ("retention.limits.kl=0.5", RETAINED),
-        ("recipe.formats=[gguf]", LAST),
+        ("recipe.formats=[gguf]", LAST | {"safety@base", "safety@dpo"}),
         ("draft.epochs=2", DRAFTED | {"card", "scorecard"}),
         ("speculation.ngram.max=3", {"speculation@eagle3", "card", "scorecard"}),
-        ("recipe.draft=[]", LAST),
+        ("recipe.draft=[]", LAST | {"safety@base", "safety@dpo"}),
         ("split.seed=3", AFTER_SPLIT),
         ("bench.bf16.load.warmup=4", LAST | {"bench@bf16"}),
         ("bench.ngram.speculation.tokens=5", {"bench@ngram", "card", "scorecard"}),
