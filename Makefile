@@ -7,7 +7,7 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loa
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention bench evaluate gate card scorecard
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train contamination-drill synthesize deps $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train contamination-drill synthesize mine bench-eval deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -96,11 +96,17 @@ bench-data: env-main env-train ## Measure the data stages on labelled data (TEMP
 bench-train: setup ## Measure training: against plain TRL, against Axolotl by hand, what helps a CPU, GRPO's step, a sweep
 	@python -m benchmarks.train $(ARGS)
 
+bench-eval: setup ## Measure evaluation: scores and time beside lm_eval by hand, false verdicts, the gate, the openness class
+	@python -m benchmarks.evaluation $(ARGS)
+
 contamination-drill: setup ## Leak a share of the test into training: the gate must catch it; let pass, it must show (ARGS="--share 0.5 --let-pass")
 	@python -m commands.contamination_drill $(ARGS)
 
 synthesize: env-main env-serve ## Grow raw/seeds/seeds.jsonl with a teacher model (SET="synthesize=distil …" overrides conf/)
 	@python -m commands.synthesize $(SET)
+
+mine: env-main env-train ## Production logs into failures, drift and a queue to label (LOGS=logs), then into training data (LABELS=mined/queue.jsonl)
+	@python -m commands.mine $(if $(LABELS),labels $(LABELS),logs $(LOGS)) $(SET)
 
 deps: env-main ## Write into dvc.yaml the code that each stage imports
 	@python -m commands.deps

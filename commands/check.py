@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from commands.compose import composed
 from commands.deploy import Deploy
 from commands.launch import Launch
+from commands.mine import Mine
 from commands.synthesize import METHODS, Synthesize
 from temper import base_model, executors, graph, health, params, plan, recipe, serving, sources, study, vllm
 
@@ -133,7 +134,7 @@ def shared(settings: DictConfig, place: str) -> dict[str, type]:
         "recipe": recipe.Recipe,
     }
     known |= {"health": health.Health, "plan": plan.Settings, "ablation": study.Study, "launch": Launch}
-    known |= {"deploy": Deploy, "serve": serving.Serve}
+    known |= {"deploy": Deploy, "serve": serving.Serve, "mine": Mine}
     if kind not in executors.SCHEMAS:
         raise SystemExit(f"{place}: executor.kind is '{kind}': choose one of {', '.join(executors.SCHEMAS)}")
     if method not in METHODS:

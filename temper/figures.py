@@ -7,12 +7,14 @@ from io import StringIO
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#010203"  # replaced by the page's own colour
 SERIES = ("#94a3b8", "#3b82f6", "#10b981", "#f59e0b")
+STYLES = ("-", "--", "-.")
 
 
 @dataclass
@@ -90,6 +92,60 @@ def bars(values: Mapping[str, float], label: str) -> str:
         axes.bar_label(drawn, fmt="%.0f", color=INK, fontsize=9)
         axes.set_ylabel(label)
         axes.margins(y=0.15)
+    return picture.svg
+
+
+def lines(series: Mapping[str, Mapping[str, float]], bands: Mapping[str, float], label: str) -> str:
+    """A line a series over the same places in their order, {series: {place: value}}, and dashed ones at `bands` by their names."""
+    with _picture(7.2, 2.8) as picture:
+        (axes,) = picture.axes
+        for number, (name, points) in enumerate(series.items()):
+            style, marker = STYLES[number // len(SERIES) % len(STYLES)], "o" if len(points) > 1 else "D"
+            colour = SERIES[number % len(SERIES)]
+            axes.plot(list(points), list(points.values()), style, marker=marker, color=colour, label=name, markersize=4)
+        for name, height in bands.items():
+            axes.axhline(height, linestyle=":", linewidth=1, color=INK)
+            axes.annotate(
+                f" {name}", (1, height), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK
+            )
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(label)
+        axes.tick_params(axis="x", labelrotation=20)
+        _legend(axes)
+    return picture.svg
+
+
+def histograms(samples: Mapping[str, Sequence[float]], label: str) -> str:
+    """Shares of several samples over the same bins; what is beyond the 99th percentile of all counts into the last one."""
+    pooled = np.concatenate([np.asarray(one, dtype=float) for one in samples.values()])
+    edges = np.linspace(pooled.min(), max(np.quantile(pooled, 0.99), pooled.min() + 1e-9), 31)
+    with _picture(7.2, 2.4) as picture:
+        (axes,) = picture.axes
+        for number, (name, values) in enumerate(samples.items()):
+            counts, _ = np.histogram(np.clip(values, None, edges[-1]), edges)
+            shares = counts / max(len(values), 1) * 100
+            axes.stairs(shares, edges, color=SERIES[number % len(SERIES)], label=name, fill=True, alpha=0.25)
+            axes.stairs(shares, edges, color=SERIES[number % len(SERIES)], linewidth=1.2)
+        axes.set_xlabel(label)
+        axes.set_ylabel("% of rows")
+        _legend(axes)
+    return picture.svg
+
+
+def stacked(counts: Mapping[str, Mapping[str, int]], label: str) -> str:
+    """Bars of what adds up, {kind: {place: count}}, every kind with the same places."""
+    with _picture(7.2, 2.4) as picture:
+        (axes,) = picture.axes
+        places = list(next(iter(counts.values())))
+        below = [0] * len(places)
+        for number, (name, of_kind) in enumerate(counts.items()):
+            heights = [of_kind[place] for place in places]
+            axes.bar(range(len(places)), heights, 0.8, bottom=below, label=name, color=SERIES[number % len(SERIES)])
+            below = [lower + height for lower, height in zip(below, heights, strict=True)]
+        shown = range(0, len(places), max(1, len(places) // 8))
+        axes.set_xticks(list(shown), [places[number] for number in shown])
+        axes.set_ylabel(label)
+        _legend(axes)
     return picture.svg
 
 
