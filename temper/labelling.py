@@ -116,10 +116,8 @@ def checked(settings: Settings) -> Settings:
     """The settings, if their values make sense; exits naming the one that does not."""
     kept = settings.positives
     if not 0 < kept.least <= kept.share <= kept.most < 1:
-        raise SystemExit(
-            f"mine.source.positives: least {kept.least}, share {kept.share}, most {kept.most}: expected 0 < least ≤ share ≤ most < 1, "
-            "in conf/mine"
-        )
+        found = f"least {kept.least}, share {kept.share}, most {kept.most}"
+        raise SystemExit(f"mine.source.positives: {found}: expected 0 < least ≤ share ≤ most < 1 in conf/mine")
     if settings.copies < 1:
         raise SystemExit(f"mine.source.copies is {settings.copies}: choose 1 or more in conf/mine")
     if Path(settings.folder).parts[:1] != ("raw",):

@@ -1,4 +1,4 @@
-"""What `make bench-data` and `make bench-train` measured, from reports/benchmarks/, as the tables of the README."""
+"""What `make bench-data`, `bench-train` and `bench-eval` measured, from reports/benchmarks/, as the tables of the README."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from temper import metrics
 FOLDER = Path("reports/benchmarks")
 Values = dict[str, Any]
 DATA, TRAINING = ("dedup", "pii", "contamination", "quality", "scale", "drill"), ("train",)
+EVALUATION = ("evaluation",)
 PATTERNS = ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "US_SSN", "URL")
 # Stages that move rows were measured on a million, those that look into the text on fewer.
 WHOLE, COSTLY = ("ingest", "dedup", "split", "mix"), ("quality", "pii", "contamination")
@@ -229,6 +230,30 @@ def _train(values: Values) -> Iterator[Line]:
         yield Line("five betas beside SFT once and 5 × (DPO, evaluation)", "the default job", found, "within 5%")
 
 
+def _evaluation(values: Values) -> Iterator[Line]:
+    if "equality_differing" in values:
+        found = f"{values['equality_differing']} of {values['equality_compared']:,} differ"
+        found += f", by {values['equality_most']:.2g} at most" if values["equality_differing"] else ""
+        yield Line("scores, answers and likelihoods beside `lm_eval` by hand", "the release, vLLM", found, "identical")
+    if "time_times" in values:
+        found = f"{values['time_times']:.1f}× ({values['time_ours_seconds']:.0f} s, {values['time_hf_seconds']:.0f} s)"
+        yield Line(
+            "the matrix beside an `lm_eval` over transformers for each variant", "all tasks, 2 cores", found, "3×"
+        )
+    if "verdicts_better_most" in values:
+        matrix, most = (f"{values[f'verdicts_{name}']:.1%}" for name in ("matrix_better", "better_most"))
+        found = f"{matrix} of matrices, {most} in the worst of four ways"
+        on = f"a model against itself under other seeds, {values['verdicts_draws']} draws"
+        yield Line('false "better"', on, found, "at most 5%")
+    if "gate_missed" in values:
+        planted, failed = values["gate_planted"], values["gate_clean_failed"]
+        found = f"{planted - values['gate_missed']} of {planted}; {failed} on the clean run"
+        yield Line("regressions planted, found by the gate", "the default's run", found, "all; none")
+    if "openness_differing" in values:
+        found = f"{values['openness_files'] - values['openness_differing']:,} of {values['openness_files']:,}"
+        yield Line("class of the Model Openness Framework as by the tool's rules", "files of every class", found, "all")
+
+
 RULES = tuple(
     f"recall_{name}"
     for name in ("encoding", "artefact", "length", "language", "repetition", "refusal", "truncation", "leak")
@@ -245,4 +270,5 @@ LINES = {
     "scale": _scale,
     "drill": _drill,
     "train": _train,
+    "evaluation": _evaluation,
 }
