@@ -147,7 +147,10 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
 
 def test_a_quant_that_lost_too_much_is_named_and_not_offered(results: Results) -> None:
     card = carded(results)
-    assert "- `models/gguf/model.gguf`: Q4_K_M, 105 MB of 270 MB, 6.21 bits a weight; 98% of exact answers kept, 87% of" in card
+    assert (
+        "- `models/gguf/model.gguf`: Q4_K_M, 105 MB of 270 MB, 6.21 bits a weight; 98% of exact answers kept, 87% of"
+        in card
+    )
     assert "gptq is not released: exact_kept 0.9 < 0.97.\n" in card
     assert "models/gptq" not in card
     report = reported(results)
@@ -286,12 +289,12 @@ def test_tables_of_the_card_are_tables(results: Results) -> None:
 
 def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
     page = reported(results)
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 10  # the graph, scores, differences, funnel, two curves, speed, both scatters, cost
     assert "ingest</text>" in page
     assert "<?xml" not in page
     assert not re.search(r'(src|href)="https?:', page)
     assert "prefers-color-scheme: dark" in page
-    assert "weather in &lt;Paris&gt;?</td><td><code>null</code></td>" in page
+    assert '<p>weather in &lt;Paris&gt;?</p><p class="soft">expected <code>null</code></p>' in page
 
 
 def test_the_report_tells_what_was_forgotten(results: Results) -> None:
