@@ -7,6 +7,7 @@ answer that may be the right one. Failures come first, then what is uncertain, t
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -50,6 +51,7 @@ class Prompt:
     """More answers, asked of an endpoint."""
     faults: dict[str, float] = field(default_factory=dict)
     """Reasons of the failures with their weights, in (0, 1]."""
+    failing: list[Exchange] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
     """Answers of exchanges that failed, in canonical form."""
     entropy: float | None = None
@@ -64,9 +66,9 @@ class Prompt:
 
     @property
     def shown(self) -> Exchange:
-        """The exchange that a person is shown: the first that has feedback against it, else the last."""
-        down = [one for one in self.exchanges if one.thumbs == "down"]
-        return (down or self.exchanges[::-1])[0]
+        """The exchange that a person is shown: the first with a thumb down, else the first that failed, else the last."""
+        down = [one for one in self.failing if one.thumbs == "down"]
+        return (down or self.failing or self.exchanges[::-1])[0]
 
     @property
     def answers(self) -> list[str]:
@@ -117,6 +119,7 @@ def find_failures(prompt: Prompt, rules: Failures) -> None:
     for one in prompt.exchanges:
         found = faults(one, rules)
         if found:
+            prompt.failing.append(one)
             prompt.failed |= set(map(consistency.canonical, one.answers))
         for reason, weight in found.items():
             prompt.faults[reason] = max(weight, prompt.faults.get(reason, 0.0))
@@ -182,13 +185,21 @@ def fits(answer: str, schema: Any) -> bool:
     """Whether an answer is JSON of a schema; one that is no schema asks for nothing."""
     try:
         value = json.loads(answer)
+        validator = _validator(json.dumps(schema, sort_keys=True))
+        return validator is None or validator.is_valid(value)
     except (ValueError, RecursionError):
         return False
+
+
+@lru_cache(10_000)
+def _validator(schema: str) -> Draft202012Validator | None:
+    """Of a schema as JSON; None where it is none."""
+    found = json.loads(schema)
     try:
-        Draft202012Validator.check_schema(schema)
-        return Draft202012Validator(schema).is_valid(value)
-    except (SchemaError, RecursionError, AttributeError, TypeError):
-        return True
+        Draft202012Validator.check_schema(found)
+    except SchemaError:
+        return None
+    return Draft202012Validator(found)
 
 
 def find_uncertain(found: Sequence[Prompt], rules: Uncertain, embed: consistency.Embed) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from temper import envs
 
 PACKAGE, VERSION = "@sparticuz/chromium", "153.0.0"
-SHA256 = "unknown"  # of the package's archive
+SHA256 = "20e5656fcdcf4118ede85edfb9d6bb9cc1bbb7ffb8b75622fffbcf36a835c3c0"  # of the package's archive
 UNPACK = "process.stdin.pipe(require('zlib').createBrotliDecompress()).pipe(process.stdout)"
 FLAGS = (
     "--headless",

@@ -6,7 +6,7 @@ answers, or another language.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -249,7 +249,7 @@ def training(seed: int, rows: int) -> list[Row]:
 
 CLEAN = Plan()
 DRIFTING = {
-    "a new domain of tools": replace(CLEAN, new_domain=0.3),
-    "longer answers": replace(CLEAN, longer=0.5),
-    "another language": replace(CLEAN, german=0.5),
+    "a new domain of tools": Plan(new_domain=0.3, failing=0.0),
+    "longer answers": Plan(longer=0.5, failing=0.0),
+    "another language": Plan(german=0.5, failing=0.0),
 }
