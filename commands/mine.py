@@ -15,7 +15,7 @@ endpoint. Drift is tested (temper/drift.py); where requests drifted, those unlik
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -229,8 +229,7 @@ def compare(cfg: Mine, exchanges: Sequence[Exchange], found: Sequence[Prompt], e
     parts = {name: sampled(cfg, likeness.of_traffic(part)) for name, part in windows(exchanges, cfg.drift.window_days)}
     skipped = [name for name, part in parts.items() if len(part) < cfg.drift.least]
     tested = {name: part for name, part in parts.items() if name not in skipped}
-    asked = {prompt.first.asked for prompt in found}
-    texts = sorted(asked.union(*(likeness.texts(part) for part in (index, training, *tested.values()))) - {""})
+    texts = sorted(set().union(*(likeness.texts(part) for part in (index, training, *tested.values()))))
     vectors = dict(zip(texts, embed(texts), strict=True))
     measured = [likeness.samples(part, index, vectors, cfg.drift.least) for part in (training, *tested.values())]
     known = {feature: sample for feature, sample in measured[0].items() if any(feature in one for one in measured[1:])}
@@ -256,7 +255,7 @@ def windows(exchanges: Sequence[Exchange], days: int) -> Iterator[tuple[str, lis
         )
 
 
-def sampled(cfg: Mine, said: "Sequence[Said] | Iterator[Said]") -> list[Said]:
+def sampled(cfg: Mine, said: Iterable[Said]) -> list[Said]:
     rows = list(said)
     if len(rows) <= cfg.drift.rows:
         return rows
@@ -273,8 +272,8 @@ def check_permutations(rules: drift.Rules, tests: int) -> None:
 
 
 def distance(found: Sequence[Prompt], training: drift.Vectors, vectors: likeness.Embedded) -> None:
-    """Note how far each prompt is from the nearest training row."""
-    asked = [prompt for prompt in found if prompt.first.asked]
+    """Note how far each prompt that was sampled is from the nearest training row."""
+    asked = [prompt for prompt in found if prompt.first.asked in vectors]
     rows = likeness.stacked([prompt.first.asked for prompt in asked], vectors)
     if len(rows) and len(training):
         for prompt, far in zip(asked, drift.nearest(rows, training), strict=True):
@@ -283,11 +282,11 @@ def distance(found: Sequence[Prompt], training: drift.Vectors, vectors: likeness
 
 def limit(cfg: Mine, drifted: Drifted) -> float | None:
     """The distance beyond which a request is unlike training; None where requests did not drift."""
-    if not any(asked.feature in likeness.EMBEDDED for asked in drifted.alarms()):
+    sample = drifted.training.get(likeness.REQUESTS)
+    is_drift = any(asked.feature in likeness.EMBEDDED for asked in drifted.alarms())
+    if sample is None or sample.distances is None or not is_drift:
         return None
-    found = drifted.training[likeness.REQUESTS].distances
-    assert found is not None
-    return float(np.quantile(found, cfg.drift.unlike))
+    return float(np.quantile(sample.distances, cfg.drift.unlike))
 
 
 def is_unlike(prompt: Prompt, limit: float | None) -> bool:

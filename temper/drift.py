@@ -115,9 +115,8 @@ def outcome(found: Shift, p: float, rules: Rules) -> str:
 
 def shift(training: Sample, window: Sample, rules: Rules, generator: np.random.Generator) -> Shift:
     if training.vectors is not None and window.vectors is not None:
-        p = mmd_p(
-            *(drawn(one, rules.kernel_rows, generator) for one in (window.vectors, training.vectors)), rules, generator
-        )
+        few, known = (drawn(one, rules.kernel_rows, generator) for one in (window.vectors, training.vectors))
+        p = mmd_p(few, known, rules, generator)
         assert training.distances is not None and window.distances is not None
         psi, chance, _ = binned(training.distances, window.distances, rules.bins, generator)
         return Shift(MMD, p, psi, chance, len(window.vectors))

@@ -448,7 +448,8 @@ def test_mmd_is_that_of_its_definition_and_tells_two_shapes_apart() -> None:
     # The same mean, another spread: a distance of centroids would see nothing.
     spread = generator.normal(size=(80, 3)) * 2
     assert drift.mmd_p(generator.normal(size=(80, 3)), spread, rules, generator) == 1 / 500
-    found = [drift.mmd_p(*generator.normal(size=(2, 40, 3)), rules, generator) for _ in range(60)]
+    samples = [generator.normal(size=(2, 40, 3)) for _ in range(60)]
+    found = [drift.mmd_p(pair[0], pair[1], rules, generator) for pair in samples]
     assert sum(p <= 0.05 for p in found) <= stats.binom.ppf(0.999, 60, 0.05)
 
 
