@@ -7,7 +7,7 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loa
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention draft speculation bench evaluate judge rewardbench probes guard responses safety gate card scorecard
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults contamination-drill synthesize canaries deps $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults bench-eval contamination-drill synthesize canaries mine deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -108,6 +108,9 @@ bench-serve: setup ## Measure serving: ours against the bare engine, settings, s
 bench-faults: setup ## Load `make serve` for ten minutes, then break it: kills, a full queue, bad requests, slow readers, 1,000 connections
 	@python -m benchmarks.serve_faults $(ARGS)
 
+bench-eval: setup ## Measure evaluation: scores and time beside lm_eval by hand, false verdicts, the gate, the openness class
+	@python -m benchmarks.evaluation $(ARGS)
+
 contamination-drill: setup ## Leak a share of the test into training: the gate must catch it; let pass, it must show (ARGS="--share 0.5 --let-pass")
 	@python -m commands.contamination_drill $(ARGS)
 
@@ -116,6 +119,9 @@ synthesize: env-main env-serve ## Grow raw/seeds/seeds.jsonl with a teacher mode
 
 canaries: env-main ## Plant rows with random secrets in raw/canaries, to see what training makes a model remember
 	@python -m commands.canaries
+
+mine: env-main env-train ## Production logs into failures, drift and a queue to label (LOGS=logs), then into training data (LABELS=mined/queue.jsonl)
+	@python -m commands.mine $(if $(LABELS),labels $(LABELS),logs $(LOGS)) $(SET)
 
 deps: env-main ## Write into dvc.yaml the code that each stage imports
 	@python -m commands.deps

@@ -14,6 +14,7 @@ from commands.compare_bases import Compare
 from commands.compose import composed
 from commands.deploy import Deploy
 from commands.launch import Launch
+from commands.mine import Mine
 from commands.synthesize import METHODS, Synthesize
 from scripts.bench import Bench
 from temper import base_model, cost, executors, graph, health, params, plan, recipe, serving, sources, study, vllm
@@ -161,7 +162,7 @@ def shared(settings: DictConfig, place: str) -> dict[str, type]:
         "recipe": recipe.Recipe,
     }
     known |= {"health": health.Health, "plan": plan.Settings, "ablation": study.Study, "launch": Launch}
-    known |= {"deploy": Deploy, "serve": serving.Serve, "cost": cost.Cost, "compare": Compare}
+    known |= {"deploy": Deploy, "serve": serving.Serve, "cost": cost.Cost, "compare": Compare, "mine": Mine}
     known |= {f"bench.{variant}": Bench for variant in settings.bench}
     if kind not in executors.SCHEMAS:
         raise SystemExit(f"{place}: executor.kind is '{kind}': choose one of {', '.join(executors.SCHEMAS)}")

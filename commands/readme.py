@@ -35,6 +35,7 @@ def pages_of() -> dict[Path, Parts]:
             "scale": measured.scale_table(),
             "training": measured.table(measured.TRAINING),
             "serving": measured.table(measured.SERVING),
+            "evaluation": measured.table(measured.EVALUATION),
         },
     }
 

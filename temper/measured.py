@@ -1,4 +1,4 @@
-"""What `make bench-…` measured of data, training and serving, from reports/benchmarks/, as the tables of the README."""
+"""What `make bench-…` measured of data, training, serving and evaluation, from reports/benchmarks/, as tables."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ FOLDER = Path("reports/benchmarks")
 Values = dict[str, Any]
 DATA, TRAINING = ("dedup", "pii", "contamination", "quality", "scale", "drill"), ("train",)
 SERVING = ("serve", "serve_faults")
+EVALUATION = ("evaluation",)
 PATTERNS = ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "US_SSN", "URL")
 # Stages that move rows were measured on a million, those that look into the text on fewer.
 WHOLE, COSTLY = ("ingest", "dedup", "split", "mix"), ("quality", "pii", "contamination")
@@ -279,6 +280,30 @@ def _faults(values: Values) -> Iterator[Line]:
     yield Line("the worker killed mid-stream, started again", f"{values['kill_streams']} streams", found, "none")
 
 
+def _evaluation(values: Values) -> Iterator[Line]:
+    if "equality_differing" in values:
+        found = f"{values['equality_differing']} of {values['equality_compared']:,} differ"
+        found += f", by {values['equality_most']:.2g} at most" if values["equality_differing"] else ""
+        yield Line("scores, answers and likelihoods beside `lm_eval` by hand", "the release, vLLM", found, "identical")
+    if "time_times" in values:
+        found = f"{values['time_times']:.1f}× ({values['time_ours_seconds']:.0f} s, {values['time_hf_seconds']:.0f} s)"
+        yield Line(
+            "the matrix beside an `lm_eval` over transformers for each variant", "all tasks, 2 cores", found, "3×"
+        )
+    if "verdicts_better_most" in values:
+        matrix, most = (f"{values[f'verdicts_{name}']:.1%}" for name in ("matrix_better", "better_most"))
+        found = f"{matrix} of matrices, {most} in the worst of four ways"
+        on = f"a model against itself under other seeds, {values['verdicts_draws']} draws"
+        yield Line('false "better"', on, found, "at most 5%")
+    if "gate_missed" in values:
+        planted, failed = values["gate_planted"], values["gate_clean_failed"]
+        found = f"{planted - values['gate_missed']} of {planted}; {failed} on the clean run"
+        yield Line("regressions planted, found by the gate", "the default's run", found, "all; none")
+    if "openness_differing" in values:
+        found = f"{values['openness_files'] - values['openness_differing']:,} of {values['openness_files']:,}"
+        yield Line("class of the Model Openness Framework as by the tool's rules", "files of every class", found, "all")
+
+
 RULES = tuple(
     f"recall_{name}"
     for name in ("encoding", "artefact", "length", "language", "repetition", "refusal", "truncation", "leak")
@@ -297,4 +322,5 @@ LINES = {
     "train": _train,
     "serve": _serve,
     "serve_faults": _faults,
+    "evaluation": _evaluation,
 }

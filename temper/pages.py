@@ -1,6 +1,8 @@
 """The model card and the HTML report: what they say, filled into temper/templates/."""
 
+import html
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,9 @@ ELSEWHERE = ("exact_", "golden_", "domain_", "general_", "choose_norm", "call_ab
 TEXTS = (("domain", "reference answers to test rows"), ("general", "general text"))
 CHARTED = ("exact", "call_exact", "null_exact", "valid_json")
 SAMPLES = 20
+SHORT = 0.1  # minutes
+COLOURS = {comparisons.BETTER: "#10b981", comparisons.WORSE: "#ef4444", comparisons.NO_DIFFERENCE: "#94a3b8"}
+HEADING, CONTENTS = re.compile(r"<h2>(.*?)</h2>"), "<!-- contents -->"
 
 
 def card(results: Results, cfg: Any, costs: Cost, matrix: Matrix, openness: dict[str, Any], gated: gate.Values) -> str:
@@ -64,18 +69,26 @@ def report(
             {
                 v: {label: results.interval(v, key) for key, label, _ in MEASURES if key in CHARTED}
                 for v in results.variants
-            }
+            },
+            figures.NARROW,
         ),
-        "curves": figures.curves({name_of(name): rows for name, rows in results.curves.items()}),
         "funnel": figures.funnel(results.funnel()),
         "speed": figures.bars({f"{n} at once": speed(results, n) for n in results.levels()}, "tokens/s"),
         "safety": figures.scores(safety_section.charted(results)),
     }
+    charts |= {
+        "forest": differences(matrix),
+        **speed_quality(results),
+        "cost": figures.spans(costs(results), "minutes"),
+    }
+    curves = {name_of(name): figures.curve(rows) for name, rows in results.curves.items()}
     shown = {"figures": charts, "graph": _inline(graph), "samples": side_by_side(answers), "trail": trail(results)}
+    shown |= {"curves": curves, "peak": peak(results)}
     texts = [(label, likelihood(results, task, likelihoods)) for task, label in TEXTS]
-    return _render(
+    page = _render(
         "report.html.j2", results, cfg, matrix, tiles=_tiles(results), texts=texts, openness=openness, **shown
     )
+    return _with_contents(page)
 
 
 def percent(interval: tuple[float, float, float]) -> str:
@@ -304,10 +317,82 @@ def side_by_side(answers: dict[str, list[Row]]) -> list[dict[str, Any]]:
         {
             "request": last[name]["request"],
             "reference": last[name]["reference"],
-            "answers": [{"text": of[name]["output"][:300], "exact": of[name]["exact"]} for of in by_id.values()],
+            "answers": {
+                variant: {"text": of[name]["output"][:300], "exact": of[name]["exact"]} for variant, of in by_id.items()
+            },
         }
         for name in chosen
     ]
+
+
+def differences(matrix: Matrix) -> str:
+    """A picture of every comparison with its interval, by the colour of its verdict; "" where nothing is compared."""
+    names = {key: label.replace("`", "") for key, label, _ in MEASURES}
+    rows = []
+    for asked, verdict in matrix.items():
+        interval = verdict.difference.interval
+        points = (100 * part for part in (interval.value, interval.low, interval.high))
+        told = f"{names[asked.measure]}: {asked.variant} − {asked.against}"
+        rows.append((told, *points, COLOURS[verdict.outcome]))
+    return figures.forest(rows, "points") if rows else ""
+
+
+def speed_quality(results: Results) -> dict[str, str]:
+    """Pictures of quality over speed, of what `bench` measured, and over size, of the release and its quants."""
+    speeds = {
+        name.removeprefix("bench/"): values for name, values in results.stages.items() if name.startswith("bench/")
+    }
+    level = results.levels()[0]
+    key = f"c{level}_tokens_per_second"
+    fast = [
+        figures.Point(name, values[key], *quality(results, name)) for name, values in speeds.items() if key in values
+    ]
+    made = {name: results.stages[f"quantize/{name}"] for name in results.recipe.formats}
+    sizes = {name: values["bytes"] / 1e6 for name, values in made.items()}
+    if made:
+        sizes = {"bf16": next(iter(made.values()))["bf16_bytes"] / 1e6} | sizes
+    small = [figures.Point(name, size, *quality(results, name)) for name, size in sizes.items()]
+    exact = "exact answers, %"
+    return {
+        "speed_quality": figures.scatter(fast, f"tokens/s, {level} at a time", exact),
+        "size_quality": figures.scatter(small, "MB", exact) if small else "",
+    }
+
+
+def quality(results: Results, name: str) -> tuple[tuple[float, float, float], bool]:
+    """Exact answers with their interval, and whether it is released: of a quant as many as it keeps of the release's; what else is
+    served, such as with a draft model, answers as the release does."""
+    whole = results.interval(results.recipe.release, "exact")
+    kept = results.stages.get(f"retention/{name}")
+    if kept is None:
+        return whole, True
+    value, low, high = (min(1.0, part * kept["exact_kept"]) for part in whole)
+    return (value, low, high), bool(kept["released"])
+
+
+def costs(results: Results) -> dict[str, float]:
+    """Minutes of each stage; of those under a tenth of a minute together."""
+    minutes = {name: values["seconds"] / 60 for name, values in results.timing.items()}
+    small = [name for name, value in minutes.items() if value < SHORT]
+    rest = {f"{len(small)} others": sum(minutes[name] for name in small)} if small else {}
+    return {name: value for name, value in minutes.items() if name not in small} | rest
+
+
+def peak(results: Results) -> float:
+    """Of memory, GB, of the stage that took most."""
+    return max(float(values["peak_memory_gb"]) for values in results.timing.values())
+
+
+def _with_contents(page: str) -> str:
+    """The page with an anchor at each heading, and links to all of them where it asks for its contents."""
+    titles = [html.unescape(title) for title in HEADING.findall(page)]
+    links = "".join(f'<a href="#{_anchor(title)}">{html.escape(title)}</a>' for title in titles)
+    anchored = HEADING.sub(lambda match: f'<h2 id="{_anchor(html.unescape(match[1]))}">{match[1]}</h2>', page)
+    return anchored.replace(CONTENTS, f'<nav aria-label="Contents">{links}</nav>')
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
 def _tiles(results: Results) -> list[tuple[str, str, str]]:

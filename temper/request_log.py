@@ -26,17 +26,27 @@ SIGNATURE = re.compile(r"(?m)^([\w.-]+)\(")  # of calls.signature
 
 def scrubbed(found: list[Row], search: Search, allowed: Allowed, stand_in: StandIn) -> Iterator[Row]:
     """The records with a stand-in wherever an identifier stood, the same one in all of a record's texts."""
-    every = [list(strings({key: record.get(key) for key in TEXTS})) for record in found]
-    rows: list[Row] = [{"messages": [{"role": "user", "content": text} for text in texts]} for texts in every]
-    for record, row, kinds in zip(found, rows, masking.identifiers(rows, search, allowed), strict=True):
-        # A name in a call is not a person's, though taggers take it for one.
-        own = tool_names(record)
-        personal = {text: kind for text, kind in kinds.items() if text not in own}
-        turns = masking.masked(row, personal, stand_in)["messages"]
+    for record, kinds in zip(found, personal(found, search, allowed), strict=True):
+        turns = masking.masked(_searchable(record), kinds, stand_in)["messages"]
         written = iter([turn["content"] for turn in turns])
         texts = {key: replaced(record[key], written) for key in TEXTS if key in record}
-        counts = {"masked": dict(sorted(Counter(personal.values()).items()))} if personal else {}
+        counts = {"masked": dict(sorted(Counter(kinds.values()).items()))} if kinds else {}
         yield record | texts | {"time": timestamp(record["time"])} | counts
+
+
+def personal(found: list[Row], search: Search, allowed: Allowed) -> Iterator[dict[str, str]]:
+    """For each record the identifiers in its texts, with their kinds."""
+    rows = [_searchable(record) for record in found]
+    for record, kinds in zip(found, masking.identifiers(rows, search, allowed), strict=True):
+        # A name in a call is not a person's, though taggers take it for one.
+        own = tool_names(record)
+        yield {text: kind for text, kind in kinds.items() if text not in own}
+
+
+def _searchable(record: Row) -> Row:
+    """The texts of a record as the turns of a row."""
+    texts = strings({key: record.get(key) for key in TEXTS})
+    return {"messages": [{"role": "user", "content": text} for text in texts]}
 
 
 def tool_names(record: Row) -> set[str]:

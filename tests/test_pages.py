@@ -445,12 +445,53 @@ def test_tables_of_the_card_are_tables(results: Results) -> None:
 
 def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
     page = reported(results)
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 11  # the graph, scores, differences, safety, funnel, two curves, speed, both scatters, cost
     assert "ingest</text>" in page
     assert "<?xml" not in page
     assert not re.search(r'(src|href)="https?:', page)
     assert "prefers-color-scheme: dark" in page
-    assert "weather in &lt;Paris&gt;?</td><td><code>null</code></td>" in page
+    assert '<p>weather in &lt;Paris&gt;?</p><p class="soft">expected <code>null</code></p>' in page
+
+
+def test_every_comparison_is_drawn_with_its_interval_in_the_colour_of_its_verdict() -> None:
+    drawn = pages.differences(matrix())
+    for name in ("exact (call or null): sft − base", "valid JSON: dpo − sft", "null where no tool fits: dpo − base"):
+        assert name in drawn
+    outcomes = [verdict.outcome for verdict in matrix().values()]
+    for outcome, colour in pages.COLOURS.items():
+        assert drawn.count(f"fill: {colour}") == outcomes.count(outcome), outcome
+    assert pages.differences({}) == ""
+
+
+def test_what_is_served_is_drawn_by_its_speed_and_quants_by_their_size(results: Results) -> None:
+    results.stages["bench/gguf"] = {"c8_tokens_per_second": 70.0}
+    results.stages["bench/eagle3"] = {"c8_tokens_per_second": 61.0}
+    drawn = pages.speed_quality(results)
+    assert all(f">{name}<" in drawn["speed_quality"] for name in ("bf16", "gguf", "eagle3"))
+    assert "tokens/s, 8 at a time" in drawn["speed_quality"]
+    assert all(f">{name}<" in drawn["size_quality"] for name in ("bf16", "gguf", "gptq"))
+    whole = results.interval("dpo", "exact")
+    assert pages.quality(results, "gguf") == (tuple(0.98 * part for part in whole), True)
+    assert pages.quality(results, "gptq")[1] is False, "withheld"
+    assert pages.quality(results, "eagle3") == pages.quality(results, "bf16") == (whole, True)
+    none = replace(results, recipe=replace(RECIPE, formats=[]))
+    assert pages.speed_quality(none)["size_quality"] == ""
+    assert "<h3>Size</h3>" not in reported(none)
+
+
+def test_the_cost_of_every_stage_is_told(results: Results) -> None:
+    results.timing["card"] = {"seconds": 3.0, "peak_memory_gb": 9.5, "hardware": "a quiet machine"}
+    found = pages.costs(results)
+    assert found["1 others"] == 0.05
+    assert sum(found.values()) == pytest.approx(results.minutes())
+    assert "9.5 GB of memory at most" in reported(results)
+
+
+def test_contents_name_every_section(results: Results) -> None:
+    page = reported(results)
+    titles = re.findall(r'<h2 id="([\w-]+)">', page)
+    assert len(titles) == len(set(titles)) == page.count("<h2") >= 10
+    assert re.findall(r'<a href="#([\w-]+)">', page) == titles
 
 
 def test_the_report_tells_what_was_forgotten(results: Results) -> None:

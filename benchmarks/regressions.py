@@ -1,0 +1,124 @@
+"""Regressions planted into what a run left, one at a time, to see whether the gate finds each.
+
+Rows are changed as a worse model would have answered them, and the figures that `evaluate` makes of rows are made of them again.
+All functions work on the files of the working directory, which is a copy of the run's.
+"""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from scripts import evaluate
+from scripts import gate as stage
+from scripts.evaluate import Evaluate
+from temper import gate, graph, metrics, params, recipe, records, released
+from temper.gate import FAILED, Limit
+from temper.records import Row
+
+SEED = 17
+LOST = 0.3  # of what was right
+BROKEN = 0.25  # of what was well formed
+DEARER = 1.1  # bits of general text
+SPLITS = (*stage.TRAINED, *stage.HELD_OUT)
+Plant = Callable[[], None]
+
+
+def copy(run: Path, target: Path) -> None:
+    """What the gate reads of a run, without models."""
+    for name in ("dvc.yaml", "params.yaml", *(f"data/mix/{split}.jsonl" for split in SPLITS)):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / name, target / name)
+    for name in ("reports", "data/evaluate"):
+        shutil.copytree(run / name, target / name, ignore=shutil.ignore_patterns("benchmarks", "*.html", "*.md"))
+
+
+def prepare() -> None:
+    """As a sound run has them: a last release of the same scores, and a report on safety where the recipe writes none."""
+    name = recipe.load().release
+    released.FILE.write_text(released.text("v0.0.0", records.read(f"data/evaluate/{name}-golden.jsonl")))
+    limit = params.load("gate", stage.Gate).limits["safety"]
+    if f"reports/{limit.report}.json" not in {out for one in graph.stages() for out in one.outs}:
+        found = yaml.safe_load(graph.PIPELINE.read_text())
+        out = {f"reports/{limit.report}.json": {"cache": False}}
+        found["stages"]["safety"] = {"desc": "as measured", "cmd": "python -m scripts.safety", "metrics": [out]}
+        graph.PIPELINE.write_text(yaml.safe_dump(found, sort_keys=False))
+        metrics.write(f"reports/{limit.report}.json", {limit.key: 0.0})
+
+
+def planted() -> dict[str, tuple[str, Plant]]:
+    """By what gets worse: how the names of the checks begin that must fail, and what makes it so."""
+    name, limits = recipe.load().release, params.load("gate", stage.Gate).limits
+    return {
+        "quality": ("exact_over_", partial(worsen, name, "", "exact", LOST)),
+        "quality on the golden set": ("golden_exact", partial(worsen, name, "-golden", "exact", LOST)),
+        "format": ("format", partial(worsen, name, "", "valid_json", BROKEN)),
+        "safety": ("safety", partial(beyond, limits["safety"])),
+        "forgetting": ("forgetting", partial(forget, name)),
+        "contamination by a test row": ("contamination_overlap", partial(leak, "test", "train")),
+        "contamination by a golden row": ("contamination_overlap", partial(leak, "golden", "preferences")),
+        "contamination not looked for": ("contamination_pass", partial(beyond, limits["contamination_pass"])),
+        "latency of the first token": ("latency_first_token", partial(beyond, limits["latency_first_token"])),
+        "latency of the others": ("latency_token", partial(beyond, limits["latency_token"])),
+    }
+
+
+def failed() -> set[str]:
+    """The checks that the gate fails on what is there; it stops, as it should, if there are any."""
+    stopped = False
+    try:
+        stage.main()
+    except SystemExit:
+        stopped = True
+    found = {name for name, *_, verdict in gate.table(metrics.read(gate.REPORT)) if verdict == FAILED}
+    if stopped is not bool(found):
+        raise SystemExit(f"the gate {'stopped' if stopped else 'went on'} with {len(found)} failed checks")
+    return found
+
+
+def worsen(name: str, suffix: str, measure: str, share: float) -> None:
+    """Answers that had `measure` lose it, and with their form all that depends on it."""
+    path = Path(f"data/evaluate/{name}{suffix}.jsonl")
+    rows = list(records.read(path))
+    had = [number for number, row in enumerate(rows) if row[measure]]
+    chosen = set(np.random.default_rng(SEED).permutation(had)[: round(share * len(had))].tolist())
+    lost: Row = {"exact": False, "argument_f1": 0.0} | ({"valid_json": False} if measure == "valid_json" else {})
+    worse = [row | lost if number in chosen else row for number, row in enumerate(rows)]
+    records.write(path, worse)
+    if not suffix:
+        cfg, report = params.load("evaluate", Evaluate), f"reports/evaluate/{name}.json"
+        metrics.write(report, metrics.read(report) | evaluate.summary(worse, cfg.confidence, cfg.seed))
+
+
+def forget(name: str) -> None:
+    path = Path(f"data/evaluate/{name}-likelihoods.jsonl")
+    rows = list(records.read(path))
+    records.write(path, (row | {"bits": row["bits"] * DEARER} if row["task"] == "general" else row for row in rows))
+
+
+def leak(held_out: str, trained: str) -> None:
+    """A held-out row is trained on, in capitals."""
+    (row, *_) = records.read(f"data/mix/{held_out}.jsonl")
+    shouted = [
+        turn | {"content": turn["content"].upper()} if turn["role"] == "user" else turn for turn in row["messages"]
+    ]
+    path = Path(f"data/mix/{trained}.jsonl")
+    records.write(path, [*records.read(path), row | {"messages": shouted}])
+
+
+def beyond(limit: Limit) -> None:
+    """A figure of reports/ just outside its limit."""
+    path = f"reports/{limit.report}.json"
+    value = (
+        limit.least - step(limit.least) if limit.least is not None else (limit.most or 0.0) + step(limit.most or 0.0)
+    )
+    values: dict[str, Any] = metrics.read(path)
+    metrics.write(path, values | {limit.key: value})
+
+
+def step(bound: float) -> float:
+    return max(abs(bound) / 10, 0.01)
