@@ -120,7 +120,9 @@ def mirror(version: str) -> None:
     if not address:
         return
     found = lineage(version)
-    tags = {key: getattr(found, key) for key in ("version", "commit", "trained", "data", "model", "params", "exact", "gate")}
+    tags = {
+        key: getattr(found, key) for key in ("version", "commit", "trained", "data", "model", "params", "exact", "gate")
+    }
     origin = git("config", "--default", ".", "remote.origin.url").strip()
     source = f"{deploy.without_login(origin)}@{ARTIFACT}@{version}"
     try:

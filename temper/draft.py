@@ -31,7 +31,12 @@ POLL = 0.5  # seconds between two looks at how far a command is
 ACCURACIES = {"full": "acceptance", "cond": "conditional"}  # the trainer's and ours
 EMPTY = "empty assistant generation"  # what speculators says of an answer that ended before it began
 # Of a command of the package: never online, no bars of its own, and no proxy on the way to the server on this machine.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 ENVIRONMENT |= dict.fromkeys(("no_proxy", "NO_PROXY"), HOST)
 
 

@@ -87,7 +87,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def composed_at_root(overrides: list[str]) -> str:
-    line = [sys.executable, "-c", "import sys; from commands.compose import composed; print(composed(sys.argv[1:]), end='')"]
+    line = [
+        sys.executable,
+        "-c",
+        "import sys; from commands.compose import composed; print(composed(sys.argv[1:]), end='')",
+    ]
     return subprocess.run([*line, *overrides], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 

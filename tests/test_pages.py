@@ -17,7 +17,23 @@ from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
 VARIANTS = ["base", "sft", "dpo"]
-RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo", ["gptq", "gguf"], ["eagle3"], [], [], ["base", "dpo"])
+RECIPE = Recipe(
+    ["base"],
+    ["sft"],
+    ["sft"],
+    [],
+    [],
+    [],
+    [],
+    [],
+    VARIANTS,
+    "dpo",
+    ["gptq", "gguf"],
+    ["eagle3"],
+    [],
+    [],
+    ["base", "dpo"],
+)
 GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
@@ -237,7 +253,9 @@ def test_what_else_is_measured_has_a_table(results: Results) -> None:
         spans = {f"{key}{end}": of for key, of in own.items() for end in ("", "_low", "_high")}
         results.stages[f"evaluate/{variant}"] |= spans | {"gsm8k_n": 7}
     card = carded(results)
-    assert "| the right tool likeliest among several | 25.0% (25.0–25.0) | 50.0% (50.0–50.0) | 75.0% (75.0–75.0) |" in card
+    assert (
+        "| the right tool likeliest among several | 25.0% (25.0–25.0) | 50.0% (50.0–50.0) | 75.0% (75.0–75.0) |" in card
+    )
     assert "| gsm8k_exact_match | 12.5% (12.5–12.5) |" in card
     assert "golden_exact" not in card and "choose_norm" not in card
 
@@ -264,14 +282,19 @@ def test_a_judge_stands_beside_what_it_is_worth(results: Results) -> None:
         "MT-Bench 2.50 (base)." in card
     )
     assert "The reward model puts right answers before wrong ones: neighbours 90.0% (90.0–90.0), n = 64." in card
-    assert "The reward that is implicit in DPO puts right answers before wrong ones: RewardBench 2 50.0; ties 40.0%" in card
+    assert (
+        "The reward that is implicit in DPO puts right answers before wrong ones: RewardBench 2 50.0; ties 40.0%"
+        in card
+    )
 
 
 def test_an_unusable_judge_says_nothing_but_that(results: Results) -> None:
     chosen = replace(results, recipe=replace(RECIPE, judged=["dpo"]))
     chosen.stages["judge/dpo"] = JUDGED | {"usable": 0, "unusable_because": "no better than chance: it is 51% (45–57)"}
     card = carded(chosen)
-    assert "DPO is not judged: reward model models/reward is unusable (no better than chance: it is 51% (45–57))." in card
+    assert (
+        "DPO is not judged: reward model models/reward is unusable (no better than chance: it is 51% (45–57))." in card
+    )
     assert "win rate" not in card
 
 
@@ -445,7 +468,9 @@ def test_tables_of_the_card_are_tables(results: Results) -> None:
 
 def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
     page = reported(results)
-    assert page.count("<svg") == 11  # the graph, scores, differences, safety, funnel, two curves, speed, both scatters, cost
+    assert (
+        page.count("<svg") == 11
+    )  # the graph, scores, differences, safety, funnel, two curves, speed, both scatters, cost
     assert "ingest</text>" in page
     assert "<?xml" not in page
     assert not re.search(r'(src|href)="https?:', page)

@@ -12,8 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from commands.compose import composed
-from scripts import quantize, retention as stage
-from temper import calibration, gguf, gptq, params, records, recipe, retention
+from scripts import quantize
+from scripts import retention as stage
+from temper import calibration, gguf, gptq, params, recipe, records, retention
 from temper.calibration import Calibration
 
 
@@ -120,7 +121,9 @@ def test_calibration_rows_are_drawn_by_seed_and_rendered_as_in_training(rows: Pa
 
 @pytest.mark.parametrize(("count", "tokens"), [(0, 10), (1, 1)])
 def test_a_calibration_of_nothing_is_one_line(rows: Path, count: int, tokens: int) -> None:
-    with pytest.raises(SystemExit, match=rf"^quantize\.gptq\.calibration: {count} rows of {tokens} tokens, .*conf/quantize$"):
+    with pytest.raises(
+        SystemExit, match=rf"^quantize\.gptq\.calibration: {count} rows of {tokens} tokens, .*conf/quantize$"
+    ):
         drawn(rows, count, 17, tokens)
 
 
