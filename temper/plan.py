@@ -249,14 +249,20 @@ def evaluate(run: Run, variant: str) -> Estimate:
 
 
 def dpo(run: Run) -> Estimate:
-    """Both answers in one pass; the reference is the policy without its adapter, a forward pass more."""
-    cfg = run.settings.dpo
-    job = training(run, cfg, "lora", rows=2 * cfg.micro_batch, length=longest(run, cfg))
+    """Both answers after one pass over their prompt, as far as that goes; the reference is the policy without its adapter."""
+    cfg, rows = run.settings.dpo, 2 * run.settings.dpo.micro_batch
+    tokens, whole, scored = paired(run, cfg), longest(run, cfg), 1.0
+    # As temper.dpo_trainer does; TRL's reference-free trainer has a row for each answer.
+    if cfg.reference and cfg.attention == "sdpa":
+        answer = min(run.settings.preferences.max_tokens, whole - run.data.prompt)
+        rows, whole, scored = cfg.micro_batch, whole + answer, 2 * answer / (whole + answer)
+        tokens *= (run.data.tokens + run.data.answer) / (2 * run.data.tokens)
+    job = training(run, cfg, "lora", rows=rows, length=whole, scored=scored)
     if cfg.sft_weight:
         job = with_cross_entropy(job)
     again = flops.forward(job.shape, job.length) if cfg.reference else 0
     held = compared(job) if cfg.reference else job
-    return trained(run, "dpo", held, paired(run, cfg), flops.trained(job) + again)
+    return trained(run, "dpo", held, tokens, flops.trained(job) + again)
 
 
 def kto(run: Run) -> Estimate:

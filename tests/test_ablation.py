@@ -342,7 +342,7 @@ def test_a_study_goes_on_in_another_clone(
     commit(Path(), "one of two experiments")
 
     monkeypatch.chdir(clone_of(tmp_path / "tree", tmp_path / "other"))
-    for file in ("CHANGELOG.md", "conf/dpo/sigmoid_norm.yaml", "temper/pages.py"):
+    for file in ("CHANGELOG.md", "conf/dpo/ld.yaml", "temper/pages.py"):
         Path(file).write_text(Path(file).read_text() + "# edited\n")
     commit(Path(), "unrelated")
     said = list(ablation.outline(planned, ablation.finished(planned), settings))

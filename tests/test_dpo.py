@@ -82,7 +82,7 @@ def test_every_preset_is_rendered_and_simpo_compares_with_no_model(tmp_path: Pat
 
 def test_chosen_answers_are_learnt_beside_the_preference_where_they_have_a_weight(tmp_path: Path) -> None:
     trainer = preference_trainers.render_dpo(settings(tmp_path, "dpo.sft_weight=0.5"), SFT, 1)["trainer"]
-    assert trainer["loss_type"] == ["sigmoid_norm", "sft"]
+    assert trainer["loss_type"] == ["sigmoid", "sft"]
     assert trainer["loss_weights"] == [1.0, 0.5]
 
 

@@ -293,7 +293,7 @@ chats = [{"messages": [{"role": "user", "content": f"{n} and 1"}, {"role": "assi
 records.write(Path("prompts.jsonl"), chats)
 built = {"model": "policy", "reward_model": "reward", "prompts": "prompts.jsonl", "max_prompt": 32, "end_of_turn": None,
          "attention": "sdpa", "settings": "trl.experimental.ppo:PPOConfig",
-         "lora": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}}
+         "lora": {"r": 4, "lora_alpha": 8, "target_modules": ["o_proj", "down_proj"]}}
 looped = {"learning_rate": 0.1, "total_episodes": 240, "response_length": 8, "kl_coef": 0.0, "num_sample_generations": 0,
           "gradient_accumulation_steps": 2, "local_rollout_forward_batch_size": 8}
 run("kl of ppo", "ppo", lambda _, args, **others: ppo.trainer(built | {"trainer": args}), dict, args=looped,

@@ -129,7 +129,7 @@ def test_what_a_stage_forks_dies_with_it(tmp_path: Path) -> None:
 
 
 # Stand-ins for torch and Axolotl: torchrun starts one worker, which gets as far as setting its threads.
-TORCH = "import time\ndef set_num_threads(_):\n    print('up', flush=True); time.sleep(60)\n"
+TORCH = "import time\nclass Tensor: pass\ndef set_num_threads(_):\n    print('up', flush=True); time.sleep(60)\n"
 TORCHRUN = "import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[sys.argv.index('-m'):]])\n"
 LAUNCHES = {
     "sft": "from temper import launcher; launcher.run(['-m', 'temper.axolotl_plugin', 'axolotl.yaml', 'log.json'], 'sft')",
