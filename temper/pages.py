@@ -154,8 +154,8 @@ def drafts(results: Results) -> dict[str, str]:
 
 
 def draft_line(report: dict[str, Any], without: dict[str, Any]) -> str:
-    """`0.33 of drafted tokens accepted, 1.99 tokens a drafted step, lossless (1,024 tokens, 3 of them ties); of bf16's tokens/s 1.21×
-    at 1, 0.93× at 8: it pays at 1`."""
+    """`0.33 of drafted tokens accepted, 1.99 tokens a drafted step, lossless (1,024 tokens, 3 of them ties); of bf16's tokens/s
+    1.21× at 1, 0.93× at 8: it pays at 1`."""
     share, length = report["domain_acceptance"], report["domain_acceptance_length"]
     worth = f"{share:.2f} of drafted tokens accepted, {length:.2f} tokens a drafted step"
     held = f"lossless ({report['lossless_tokens']:,} tokens, {report['lossless_ties']} of them ties)"
