@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,6 +112,15 @@ def write_shape(model: Path, **changed: int) -> None:
     config = {"num_hidden_layers": 30, "hidden_size": 576, "vocab_size": 49152, "max_position_embeddings": 2048}
     model.mkdir()
     (model / "config.json").write_text(json.dumps(config | changed))
+
+
+def test_the_model_is_served_under_the_name_that_the_package_asks_for(cfg: Draft) -> None:
+    write_shape(Path("model"))
+    runtime = {"threads": 2, "serve_memory_gb": 1, "serve_eager": True, "serve_port": None}
+    flags = draft.Verifier(draft.Job(Path("model"), cfg, Path("scratch"), runtime), "--more")._arguments
+    given = dict(pairwise(flags))  # of a flag that is there twice the last one counts, as it does for vLLM
+    assert (given["--served-model-name"], given["--max-model-len"]) == ("model", str(cfg.sequence_length))
+    assert flags[-1] == "--more"
 
 
 def generation(name: str, turn: int = 0) -> dict[str, Any]:
