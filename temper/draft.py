@@ -31,7 +31,12 @@ POLL = 0.5  # seconds between two looks at how far a command is
 ACCURACIES = {"full": "acceptance", "cond": "conditional"}  # the trainer's and ours
 EMPTY = "empty assistant generation"  # what speculators says of an answer that ended before it began
 # Of a command of the package: never online, no bars of its own, and no proxy on the way to the server on this machine.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 ENVIRONMENT |= dict.fromkeys(("no_proxy", "NO_PROXY"), HOST)
 
 
@@ -354,7 +359,8 @@ def follow(job: Job, command: list[str], done: Callable[[], int], total: int, un
             if not shown and now < total and (line := clock.line(now, total, first)):
                 print(f"draft, {unit}: {line}", flush=True)
     if process.returncode:
-        last = [line for line in path.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        said = last[0].strip() if last else "no output"
+        lines = path.read_text(errors="replace").splitlines()
+        # Typer draws a frame around what it says.
+        said = next((line.strip(" │") for line in reversed(lines) if any(map(str.isalnum, line))), "no output")
         tool = " ".join(command[2:4])
         raise SystemExit(f"draft: `{tool}` ended with status {process.returncode}: {said} (all of it: {path})")

@@ -292,7 +292,11 @@ def test_a_command_that_fails_is_one_line_with_its_last_words(cfg: Draft) -> Non
     draft.follow(job, [sys.executable, "-c", "print('done')"], lambda: 2, 2, "answers")
     with pytest.raises(SystemExit) as error:
         draft.follow(
-            job, [sys.executable, "-c", "print('first'); exit('no such file\\n')"], lambda: 0, 2, "hidden states"
+            job,
+            [sys.executable, "-c", "print('first'); exit('│ no such file │\\n╰───╯')"],
+            lambda: 0,
+            2,
+            "hidden states",
         )
     assert "ended with status 1: no such file (all of it: scratch/hidden-states.log)" in str(error.value)
     assert "\n" not in str(error.value)
