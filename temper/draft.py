@@ -359,7 +359,8 @@ def follow(job: Job, command: list[str], done: Callable[[], int], total: int, un
             if not shown and now < total and (line := clock.line(now, total, first)):
                 print(f"draft, {unit}: {line}", flush=True)
     if process.returncode:
-        last = [line for line in path.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        said = last[0].strip() if last else "no output"
+        lines = path.read_text(errors="replace").splitlines()
+        # Typer draws a frame around what it says.
+        said = next((line.strip(" │") for line in reversed(lines) if any(map(str.isalnum, line))), "no output")
         tool = " ".join(command[2:4])
         raise SystemExit(f"draft: `{tool}` ended with status {process.returncode}: {said} (all of it: {path})")

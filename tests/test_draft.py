@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,6 +112,15 @@ def write_shape(model: Path, **changed: int) -> None:
     config = {"num_hidden_layers": 30, "hidden_size": 576, "vocab_size": 49152, "max_position_embeddings": 2048}
     model.mkdir()
     (model / "config.json").write_text(json.dumps(config | changed))
+
+
+def test_the_model_is_served_under_the_name_that_the_package_asks_for(cfg: Draft) -> None:
+    write_shape(Path("model"))
+    runtime = {"threads": 2, "serve_memory_gb": 1, "serve_eager": True, "serve_port": None}
+    flags = draft.Verifier(draft.Job(Path("model"), cfg, Path("scratch"), runtime), "--more")._arguments
+    given = dict(pairwise(flags))  # of a flag that is there twice the last one counts, as it does for vLLM
+    assert (given["--served-model-name"], given["--max-model-len"]) == ("model", str(cfg.sequence_length))
+    assert flags[-1] == "--more"
 
 
 def generation(name: str, turn: int = 0) -> dict[str, Any]:
@@ -282,7 +292,11 @@ def test_a_command_that_fails_is_one_line_with_its_last_words(cfg: Draft) -> Non
     draft.follow(job, [sys.executable, "-c", "print('done')"], lambda: 2, 2, "answers")
     with pytest.raises(SystemExit) as error:
         draft.follow(
-            job, [sys.executable, "-c", "print('first'); exit('no such file\\n')"], lambda: 0, 2, "hidden states"
+            job,
+            [sys.executable, "-c", "print('first'); exit('│ no such file │\\n╰───╯')"],
+            lambda: 0,
+            2,
+            "hidden states",
         )
     assert "ended with status 1: no such file (all of it: scratch/hidden-states.log)" in str(error.value)
     assert "\n" not in str(error.value)

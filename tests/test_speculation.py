@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from temper import metrics, speculation
+from commands.compose import composed
+from scripts import speculation as stage
+from temper import metrics, params, records, speculation
 from temper.speculation import Counters, Greedy, Ngram, Verdict
 
 # As vLLM 0.32 writes it, of two engines.
@@ -137,3 +139,20 @@ def test_an_n_gram_lookup_that_finds_nothing_is_refused() -> None:
         with pytest.raises(SystemExit, match=r"^speculation\.ngram: .*conf/speculation$") as error:
             speculation.ngram(wrong)
         assert "\n" not in str(error.value)
+
+
+def test_the_domain_is_asked_without_its_answers_and_general_text_is_what_somebody_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text(composed(["speculation.domain=2", "speculation.generic=5"]))
+    monkeypatch.chdir(tmp_path)
+    cfg = params.load("speculation", stage.Speculation)
+    answered = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "null"}]
+    rows = [{"id": str(number), "messages": answered} for number in range(4)]
+    records.write(stage.TEST, [*rows, {"id": "text", "kind": "text", "text": "prose"}])
+    records.write(stage.GENERAL, [{"id": "1", "text": "A passage."}])
+    assert stage.domain(cfg) == [answered[:1]] * 2
+    assert stage.generic(cfg) == [[{"role": "user", "content": "A passage."}]]
+    records.write(stage.GENERAL, [])
+    with pytest.raises(SystemExit, match=r"^data/general\.jsonl: 0 rows of which to ask 5: .*conf/speculation$"):
+        stage.generic(cfg)
