@@ -261,6 +261,7 @@ def test_what_else_is_measured_has_a_table(results: Results) -> None:
         "| the right tool likeliest among several | 25.0% (25.0–25.0) | 50.0% (50.0–50.0) | 75.0% (75.0–75.0) |" in card
     )
     assert "| gsm8k_exact_match | 12.5% (12.5–12.5) |" in card
+    assert "<td>the right tool likeliest among several</td><td>25.0% (25.0–25.0)</td>" in reported(results)
     assert "golden_exact" not in card and "choose_norm" not in card
 
 
@@ -300,6 +301,7 @@ def test_an_unusable_judge_says_nothing_but_that(results: Results) -> None:
         "DPO is not judged: reward model models/reward is unusable (no better than chance: it is 51% (45–57))." in card
     )
     assert "win rate" not in card
+    assert "models/reward is unusable" in reported(chosen)
 
 
 def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(results: Results) -> None:
