@@ -20,7 +20,9 @@ from temper import recipe as recipes
 from temper.openness import COMPONENTS
 from temper.recipe import Recipe
 
-RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], ["base", "sft", "dpo"], "dpo", ["gguf"], ["base", "dpo"])
+RECIPE = Recipe(
+    ["base"], ["sft"], ["sft"], [], [], [], [], [], ["base", "sft", "dpo"], "dpo", ["gguf"], ["base", "dpo"]
+)
 APACHE = {"apache-2.0": ["SmolLM2-135M-Instruct (base model)", "bfcl-eval 2026.3.23"]}
 NAMES = [one.name for one in COMPONENTS]
 Evaluator = Callable[[dict[str, Any]], int]
