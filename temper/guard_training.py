@@ -56,7 +56,7 @@ class Prompts:
         ids = [keys(row) for row in self.rows]
         for name in dict.fromkeys(row["set"] for row in self.rows):
             out = np.array([row["set"] == name for row in self.rows])
-            shared = set().union(*(ids[place] for place in np.flatnonzero(out)))
+            shared = {key for place in np.flatnonzero(out) for key in ids[place]}
             apart = np.array([shared.isdisjoint(of) for of in ids])
             scores |= self._scored(self.training & ~out & apart, out)
         return scores

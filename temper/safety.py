@@ -145,8 +145,8 @@ def compared(rows: Sequence[Row], base: Sequence[Row], confidence: float, seed: 
     for name, measure in MEASURES.items():
         ids = sorted(id for id, row in after.items() if row["role"] in measure.roles)
         if ids:
-            scores = (np.array([[float(measure.is_good(each[id])) for id in ids]]) for each in (after, before))
-            family[name] = comparisons.difference(*scores, confidence, seed)
+            now, then = (np.array([[float(measure.is_good(each[id])) for id in ids]]) for each in (after, before))
+            family[name] = comparisons.difference(now, then, confidence, seed)
     return comparisons.judged(family, confidence)
 
 

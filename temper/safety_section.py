@@ -106,7 +106,9 @@ def _kinds(name: str, values: Values, percent: Percent) -> tuple[str, int, list[
 
 def _guarded(name: str, values: Values, columns: list[str], percent: Percent) -> tuple[str, str, int, list[str]]:
     what = "recall" if f"{columns[0]}_{name}_recall" in values else "false_positives"
-    cells = [_cell(values, f"{column}_{name}_{what}", percent) for column in columns]
+    keys = [f"{column}_{name}_{what}" for column in columns]
+    # An endpoint is asked about a sample, which may have nothing of a set.
+    cells = [_cell(values, key, percent) if key in values else "" for key in keys]
     return name, what.replace("_", " "), values[f"n_{name}"], cells
 
 

@@ -115,7 +115,8 @@ def test_a_set_that_cannot_be_read_is_one_line(tmp_path: Path, wrong: str) -> No
     (tmp_path / "lines.txt").write_text("one\n")
     changed, said = WRONG[wrong]
     with pytest.raises(SystemExit, match=said) as error:
-        list(probe_sets.read({"own": source(**({"role": "harmful", "path": tmp_path / "lines.txt"} | changed))}, 17))
+        given: dict[str, Any] = {"role": "harmful", "path": tmp_path / "lines.txt"}
+        list(probe_sets.read({"own": source(**(given | changed))}, 17))
     assert "\n" not in str(error.value)
 
 

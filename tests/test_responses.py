@@ -137,7 +137,7 @@ def test_sentences_of_winogender_are_taken_by_whole_groups() -> None:
 
 def test_the_longest_has_room_for_an_answer() -> None:
     asked = renderer().all([probe("b/1", "benign", "cake")], [chat("1", "q", "abcdefgh")], [], [])
-    assert responses.longest(asked, 8) == max(21 + 8, 20 + 8) + 1
+    assert responses.longest(asked, 8) == 22 + 8 + 1  # what is shown of the row
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
