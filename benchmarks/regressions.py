@@ -21,7 +21,7 @@ from temper.gate import FAILED, Limit
 from temper.records import Row
 
 SEED = 17
-LOST = 0.3  # of what was right
+LOST, GOLDEN_LOST = 0.3, 0.6  # of what was right; golden rows are few
 BROKEN = 0.25  # of what was well formed
 DEARER = 1.1  # bits of general text
 SPLITS = (*stage.TRAINED, *stage.HELD_OUT)
@@ -55,7 +55,7 @@ def planted() -> dict[str, tuple[str, Plant]]:
     name, limits = recipe.load().release, params.load("gate", stage.Gate).limits
     return {
         "quality": ("exact_over_", partial(worsen, name, "", "exact", LOST)),
-        "quality on the golden set": ("golden_exact", partial(worsen, name, "-golden", "exact", LOST)),
+        "quality on the golden set": ("golden_exact", partial(worsen, name, "-golden", "exact", GOLDEN_LOST)),
         "format": ("format", partial(worsen, name, "", "valid_json", BROKEN)),
         "safety": ("safety", partial(beyond, limits["safety"])),
         "forgetting": ("forgetting", partial(forget, name)),

@@ -79,7 +79,7 @@ def plot(rows: list[Row], changed: list[str]) -> str:
         label = ", ".join(f"{key.split('.')[-1]}={row[key]}" for key in changed[:3]) or line(row, changed)[0]
         value, low, high = (float(_value(row, column) or 0) for column in (MEASURES["exact"], *INTERVAL))
         shown[f"{line(row, changed)[0]}: {label}"] = {"exact": (value, low, high)}
-    return figures.scores(shown)
+    return figures.scores(shown, figures.WIDE)
 
 
 def _is_param(name: str) -> bool:

@@ -16,7 +16,7 @@ INK = "#010203"  # replaced by the page's own colour
 SERIES = ("#94a3b8", "#3b82f6", "#10b981", "#f59e0b")
 STYLES = ("-", "--", "-.")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-NARROW = 5.4  # inches, of which a phone shows letters of 9 points large enough to read
+NARROW, WIDE = 4.9, 7.2  # inches; of a narrow picture a phone shows letters of 9 points large enough to read
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Point:
     is_released: bool = True
 
 
-def scores(variants: Mapping[str, Mapping[str, tuple[float, float, float]]], width: float = 7.2) -> str:
+def scores(variants: Mapping[str, Mapping[str, tuple[float, float, float]]], width: float = NARROW) -> str:
     """Grouped bars with interval whiskers: variant → measure → (value, low, high), shares in 0..1."""
     measures = list(next(iter(variants.values())))
     thick = 0.8 / len(variants)
@@ -159,7 +159,7 @@ def bars(values: Mapping[str, float], label: str) -> str:
 
 def lines(series: Mapping[str, Mapping[str, float]], bands: Mapping[str, float], label: str) -> str:
     """A line a series over the same places in their order, {series: {place: value}}, and dashed ones at `bands` by their names."""
-    with _picture(7.2, 2.8) as picture:
+    with _picture(WIDE, 2.8) as picture:
         (axes,) = picture.axes
         for number, (name, points) in enumerate(series.items()):
             style, marker = STYLES[number // len(SERIES) % len(STYLES)], "o" if len(points) > 1 else "D"
@@ -181,7 +181,7 @@ def histograms(samples: Mapping[str, Sequence[float]], label: str) -> str:
     """Shares of several samples over the same bins; what is beyond the 99th percentile of all counts into the last one."""
     pooled = np.concatenate([np.asarray(one, dtype=float) for one in samples.values()])
     edges = np.linspace(pooled.min(), max(np.quantile(pooled, 0.99), pooled.min() + 1e-9), 31)
-    with _picture(7.2, 2.4) as picture:
+    with _picture(WIDE, 2.4) as picture:
         (axes,) = picture.axes
         for number, (name, values) in enumerate(samples.items()):
             counts, _ = np.histogram(np.clip(values, None, edges[-1]), edges)
@@ -196,7 +196,7 @@ def histograms(samples: Mapping[str, Sequence[float]], label: str) -> str:
 
 def stacked(counts: Mapping[str, Mapping[str, int]], label: str) -> str:
     """Bars of what adds up, {kind: {place: count}}, every kind with the same places."""
-    with _picture(7.2, 2.4) as picture:
+    with _picture(WIDE, 2.4) as picture:
         (axes,) = picture.axes
         places = list(next(iter(counts.values())))
         below = [0] * len(places)

@@ -69,8 +69,7 @@ def report(
             {
                 v: {label: results.interval(v, key) for key, label, _ in MEASURES if key in CHARTED}
                 for v in results.variants
-            },
-            figures.NARROW,
+            }
         ),
         "funnel": figures.funnel(results.funnel()),
         "speed": figures.bars({f"{n} at once": speed(results, n) for n in results.levels()}, "tokens/s"),

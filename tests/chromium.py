@@ -84,14 +84,12 @@ class Browser:
         theirs_in, self._write = _pipe()
         self._read, theirs_out = _pipe()
 
-        def connect() -> None:
-            os.dup2(theirs_in, 3)
-            os.dup2(theirs_out, 4)
-
         libraries = [str(path.parent) for path in sorted(binary.parent.rglob("libnss3.so*"))]
         environment = os.environ | {"LD_LIBRARY_PATH": ":".join(libraries), "HOME": str(profile)}
         environment |= fonts(binary.parent, profile)
-        command = [str(binary), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        # It reads from 3 and writes to 4, which a process of Python may use for itself.
+        connect = ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "chromium"]
+        command = [*connect, str(binary), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self._errors = (profile / "stderr").open("w+")
         self._process = subprocess.Popen(
             command,
@@ -99,8 +97,7 @@ class Browser:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
-            pass_fds=(3, 4),
-            preexec_fn=connect,  # noqa: PLW1509  no thread of the tests holds a lock that it needs
+            pass_fds=(theirs_in, theirs_out),
         )
         for number in (theirs_in, theirs_out):
             os.close(number)
@@ -227,7 +224,7 @@ def fonts(home: Path, profile: Path) -> dict[str, str]:
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe with numbers above those that the browser reads and writes."""
+    """A pipe with numbers that are not those that the browser reads and writes."""
     read, write = os.pipe()
     high = tuple(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10) for number in (read, write))
     os.close(read)
