@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from scripts.evaluate import GENERAL, GOLDEN, TEST, Evaluate, spread
-from temper import harness, params, records, vllm
+from scripts.evaluate import Evaluate, prepared
+from temper import harness, params, vllm
 
 # lm_eval imports what `!function` names from beside the task.
 SCORING = "from temper.harness import likelihood, scored\n"
@@ -25,26 +25,16 @@ def write(model: Path, folder: Path) -> None:
     cfg = params.load("evaluate", Evaluate)
     runtime = params.runtime()
     vllm.prepare(runtime)
-    tokenizer = vllm.Tokenizer(model)
-    rows, golden = ([row for row in records.read(file) if "gold" in row][: cfg.limit] for file in (TEST, GOLDEN))
-    asked, frozen = (
-        [harness.question(row, tokenizer.render(row["messages"][:-1])) for row in part] for part in (rows, golden)
-    )
-    wanted = {row["id"] for row in spread(rows, cfg.domain)}
-    general = list(records.read(GENERAL))[: cfg.limit]
-    records.write(folder / "rows.jsonl", asked)
-    records.write(folder / "golden.jsonl", frozen)
-    records.write(folder / "domain.jsonl", (one for one in asked if one["id"] in wanted))
-    records.write(folder / "general.jsonl", general)
-    for task in harness.definitions(cfg.max_tokens, bool(golden)):
+    asked, _ = prepared(cfg)
+    length = harness.written(asked, vllm.Tokenizer(model), cfg.max_tokens, folder)
+    for task in harness.definitions(cfg.max_tokens):
+        if not harness.source(task, folder).stat().st_size:
+            continue
         written = harness.local(task, folder) | {"process_results": None}
         lines = yaml.safe_dump({key: value for key, value in written.items() if value is not None}, sort_keys=False)
         own = f"process_results: !function scoring.{OWN[task['task']]}\n" if task["task"] in OWN else ""
         (folder / f"{task['task']}.yaml").write_text(lines + own)
     (folder / "scoring.py").write_text(SCORING)
-    length = max(
-        harness.longest([*asked, *frozen], tokenizer, cfg.max_tokens), harness.longest_passage(general, tokenizer)
-    )
     (folder / "engine.json").write_text(json.dumps(vllm.engine(cfg.dtype, length, cfg.seed, runtime)))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from temper import candidates, conversations, envs, load, metrics, params, plan, records, spread, vllm
+from temper import candidates, conversations, envs, load, metrics, params, records, spread, vllm
 from temper.candidates import FEW, ZERO, Enough, Result
 from temper.conversations import Conversation
 from temper.human_labels import Chat
@@ -160,9 +160,9 @@ def served(
 def throughput(server: Server, chats: Sequence[Chat], sizes: Sequence[int], cfg: Compare) -> float:
     """Tokens a second, of prompts and answers, of a server with `compare.load`."""
     places = [place % len(chats) for place in range(cfg.load.requests)]
-    limits = {"concurrency": cfg.load.concurrency, "max_tokens": cfg.max_tokens, "warmup": 1}
-    result = load.run(server.url, server.name, [chats[place] for place in places], **limits)
-    load.figures(result, cfg.load.concurrency, cfg.max_tokens)  # exits where a request failed
+    load.run(server.url, server.name, [chats[0]], max_tokens=cfg.max_tokens)  # warms up
+    asked, concurrency = [chats[place] for place in places], cfg.load.concurrency
+    result = load.run(server.url, server.name, asked, max_tokens=cfg.max_tokens, concurrency=concurrency)
     return float((sum(sizes[place] for place in places) + sum(result["output_lens"])) / result["duration"])
 
 
@@ -230,11 +230,7 @@ def hourly(cfg: Compare) -> float:
     """USD an hour of the machine."""
     if cfg.usd_per_hour is not None:
         return cfg.usd_per_hour
-    preset = str(params.value("hardware.name", SETTINGS))
-    device = params.load("plan", plan.Settings, SETTINGS).devices.get(preset)
-    if device is None:
-        raise SystemExit(f"compare.usd_per_hour is null, and conf/plan has no price of {preset}: state one")
-    return device.price * int(params.runtime(SETTINGS)["processes"])
+    return float(params.value("hardware.price.hour", SETTINGS)) * int(params.runtime(SETTINGS)["processes"])
 
 
 def key(chats: Sequence[Conversation], cfg: Compare) -> str:

@@ -211,11 +211,11 @@ def request(cfg: Mine, turns: list[dict[str, str]], number: int) -> Request:
 
 def teacher(endpoint: Endpoint, address: str) -> Teacher:
     """The endpoint as the client knows one: what it answers is only looked at, so no licence and no price matter."""
-    own = {"base_url": address, "model": endpoint.model, "api_key_env": endpoint.api_key_env}
+    own: dict[str, Any] = {"base_url": address, "model": endpoint.model, "api_key_env": endpoint.api_key_env}
     own |= {"concurrency": endpoint.concurrency, "timeout": endpoint.timeout}
-    unpriced = {"usd_per_million_prompt_tokens": 0.0, "usd_per_million_completion_tokens": 0.0, "max_usd": None}
-    patient = {"retries": 6, "backoff": 1.0, "patience": 300.0}
-    return Teacher(start_server=False, dtype="", licence="not trained on", extra={}, **own, **unpriced, **patient)  # type: ignore[arg-type]
+    unpriced: dict[str, Any] = {"usd_per_million_prompt_tokens": 0.0, "usd_per_million_completion_tokens": 0.0, "max_usd": None}
+    patient: dict[str, Any] = {"retries": 6, "backoff": 1.0, "patience": 300.0}
+    return Teacher(start_server=False, dtype="", licence="not trained on", extra={}, **own, **unpriced, **patient)
 
 
 def compare(cfg: Mine, exchanges: Sequence[Exchange], found: Sequence[Prompt], embed: consistency.Embed) -> Drifted:
@@ -233,7 +233,7 @@ def compare(cfg: Mine, exchanges: Sequence[Exchange], found: Sequence[Prompt], e
     vectors = dict(zip(texts, embed(texts), strict=True))
     measured = [likeness.samples(part, index, vectors, cfg.drift.least) for part in (training, *tested.values())]
     known = {feature: sample for feature, sample in measured[0].items() if any(feature in one for one in measured[1:])}
-    of_windows = {
+    of_windows: dict[str, drift.Samples] = {
         name: {feature: sample for feature, sample in one.items() if feature in known}
         for name, one in zip(tested, measured[1:], strict=True)
     }

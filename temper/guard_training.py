@@ -73,7 +73,7 @@ class Prompts:
     def _scored(self, chosen: Chosen, out: Chosen) -> Scores:
         model = self.trained(chosen)
         logits = self.vectors[out] @ model.weights + model.bias
-        ids = [self.rows[place]["id"] for place in np.flatnonzero(out)]
+        ids = [self.rows[int(place)]["id"] for place in np.flatnonzero(out)]
         return dict(zip(ids, map(float, 1 / (1 + np.exp(-logits))), strict=True))
 
 

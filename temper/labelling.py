@@ -132,7 +132,8 @@ def write(labelled: Labelled, positives: Iterable[Row], settings: Settings) -> d
         OTHERS: labelled.rows[UNCERTAIN] + labelled.rows[UNLIKE],
         POSITIVES: list(positives),
     }
-    folder, counts = Path(settings.folder), {}
+    folder = Path(settings.folder)
+    counts: dict[str, Any] = {}
     for name, rows in parts.items():
         path = folder / f"{name}.jsonl"
         counts[name] = len(rows)

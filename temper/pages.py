@@ -81,7 +81,12 @@ def report(
         "cost": figures.spans(costs(results), "minutes"),
     }
     curves = {name_of(name): figures.curve(rows) for name, rows in results.curves.items()}
-    shown = {"figures": charts, "graph": _inline(graph), "samples": side_by_side(answers), "trail": trail(results)}
+    shown: dict[str, Any] = {
+        "figures": charts,
+        "graph": _inline(graph),
+        "samples": side_by_side(answers),
+        "trail": trail(results),
+    }
     shown |= {"curves": curves, "peak": peak(results)}
     texts = [(label, likelihood(results, task, likelihoods)) for task, label in TEXTS]
     page = _render(
@@ -336,8 +341,8 @@ def differences(matrix: Matrix) -> str:
     rows = []
     for asked, verdict in matrix.items():
         interval = verdict.difference.interval
-        points = (100 * part for part in (interval.value, interval.low, interval.high))
         told = f"{names[asked.measure]}: {asked.variant} − {asked.against}"
+        points = 100 * interval.value, 100 * interval.low, 100 * interval.high
         rows.append((told, *points, COLOURS[verdict.outcome]))
     return figures.forest(rows, "points") if rows else ""
 

@@ -1,5 +1,6 @@
 """Which training stages run, from which model each starts, what is evaluated, and what is released: group `recipe`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -77,37 +78,41 @@ def load(path: Path = params.PARAMS) -> Recipe:
     for key, asked in (("variants", recipe.variants), ("release", [recipe.release]), ("safety", recipe.safety)):
         if unmade := [name for name in asked if name not in made]:
             raise SystemExit(_unmade(path, key, unmade[0], made))
-    if unknown := [name for name in recipe.formats if name not in FORMATS]:
-        raise SystemExit(
-            f"{path}: recipe.formats names '{unknown[0]}', expected {', '.join(FORMATS)}: correct conf/recipe"
-        )
-    if recipe.draft and recipe.draft not in [[name] for name in DRAFTS]:
-        raise SystemExit(
-            f"{path}: recipe.draft is {recipe.draft}, expected one of {', '.join(DRAFTS)}, or []: correct conf/recipe"
-        )
-    if strays := [name for name in recipe.judged if name not in recipe.variants[1:]]:
-        raise SystemExit(
-            f"{path}: recipe.judged names '{strays[0]}', expected of recipe.variants, but for the first: correct conf/recipe"
-        )
-    if strays := [name for name in recipe.scored if name not in SCORED or not getattr(recipe, name)]:
-        raise SystemExit(
-            f"{path}: recipe.scored names '{strays[0]}', expected {' or '.join(SCORED)}, and that this recipe makes it: correct "
-            "conf/recipe"
-        )
-    if recipe.ppo and not recipe.reward:
-        raise SystemExit(f"{path}: recipe.ppo needs a reward model: set recipe.reward in conf/recipe")
-    readers = [name for name in ("dpo", "kto", "orpo", "reward") if getattr(recipe, name)]
-    if readers and not recipe.preferences:
-        raise SystemExit(f"{path}: recipe.{readers[0]} needs pairs: set recipe.preferences in conf/recipe")
-    if not recipe.variants or recipe.release not in recipe.variants:
-        raise SystemExit(
-            f"{path}: recipe.release is {recipe.release}, which recipe.variants lacks: correct conf/recipe"
-        )
-    if recipe.variants[0] not in recipe.safety:
-        raise SystemExit(
-            f"{path}: recipe.safety lacks {recipe.variants[0]}, which the others are held against: correct conf/recipe"
-        )
+    for is_wrong, message in _together(recipe):
+        if is_wrong:
+            raise SystemExit(f"{path}: {message}")
     return recipe
+
+
+def _together(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    """What a recipe cannot be, with what to do."""
+    unknown = [name for name in recipe.formats if name not in FORMATS]
+    yield (
+        bool(unknown),
+        f"recipe.formats names '{next(iter(unknown), '')}', expected {', '.join(FORMATS)}: correct conf/recipe",
+    )
+    is_draft = not recipe.draft or recipe.draft in [[name] for name in DRAFTS]
+    yield (
+        not is_draft,
+        f"recipe.draft is {recipe.draft}, expected one of {', '.join(DRAFTS)}, or []: correct conf/recipe",
+    )
+    strays = [name for name in recipe.judged if name not in recipe.variants[1:]]
+    of = "expected of recipe.variants, but for the first: correct conf/recipe"
+    yield bool(strays), f"recipe.judged names '{next(iter(strays), '')}', {of}"
+    strays = [name for name in recipe.scored if name not in SCORED or not getattr(recipe, name)]
+    of = f"expected {' or '.join(SCORED)}, and that this recipe makes it: correct conf/recipe"
+    yield bool(strays), f"recipe.scored names '{next(iter(strays), '')}', {of}"
+    yield bool(recipe.ppo) and not recipe.reward, "recipe.ppo needs a reward model: set recipe.reward in conf/recipe"
+    readers = [name for name in ("dpo", "kto", "orpo", "reward") if getattr(recipe, name)]
+    needs = f"recipe.{next(iter(readers), '')} needs pairs: set recipe.preferences in conf/recipe"
+    yield bool(readers) and not recipe.preferences, needs
+    is_in = bool(recipe.variants) and recipe.release in recipe.variants
+    yield not is_in, f"recipe.release is {recipe.release}, which recipe.variants lacks: correct conf/recipe"
+    first = next(iter(recipe.variants), "")
+    yield (
+        first not in recipe.safety,
+        f"recipe.safety lacks {first}, which the others are held against: correct conf/recipe",
+    )
 
 
 def _unmade(path: Path, key: str, name: str, made: set[str]) -> str:

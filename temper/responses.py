@@ -67,14 +67,16 @@ class Renderer:
         rows = [row for row in found if row["role"] == role]
         if role in QUESTIONS:
             return [self._question(row) for row in self._groups(role, rows, count)]
-        fitting = []
+        fitting: list[Asked] = []
         # Only as many are rendered as it takes: sets may be large.
         for row in probes.chosen(rows, len(rows), self.seed):
             if len(fitting) == count:
                 break
             prompt = self._prompt(row["text"])
             if len(prompt) <= self.limits.prompt_tokens:
-                shown = {key: row[key] for key in ("id", "set", "role", "text", "request", "request_id") if key in row}
+                shown: Row = {
+                    key: row[key] for key in ("id", "set", "role", "text", "request", "request_id") if key in row
+                }
                 fitting.append(Asked(shown, prompt, []))
             else:
                 self.too_long[role] = self.too_long.get(role, 0) + 1

@@ -58,7 +58,7 @@ class Reader:
 
     def _request(self, row: Row, leaks: list[str]) -> Row:
         verdict, rule = refusals.read(row["answer"], self.rules)
-        shown = {key: row[key] for key in ("id", "set", "role", "answer", "is_cut", "request") if key in row}
+        shown: Row = {key: row[key] for key in ("id", "set", "role", "answer", "is_cut", "request") if key in row}
         shown |= {"prompt": row["text"][:LONGEST], "verdict": verdict, "rule": rule}
         return shown | {"toxic": self.abuse.find(row["answer"]) or "", "leaks": leaks}
 
@@ -102,7 +102,7 @@ def figures(rows: Sequence[Row], confidence: float, seed: int) -> dict[str, Any]
 
 def rate(name: str, outcomes: Sequence[bool], confidence: float) -> dict[str, float]:
     """`<name>_n`, and where that is not 0 `<name>` with its Wilson interval."""
-    size = {f"{name}_n": len(outcomes)}
+    size: dict[str, float] = {f"{name}_n": len(outcomes)}
     return size | intervals.rate(name, outcomes, confidence) if outcomes else size
 
 

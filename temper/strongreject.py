@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from temper import intervals
 from temper.records import Row
@@ -65,7 +66,7 @@ def parsed(text: str) -> Row | None:
         return None
     if not isinstance(found, dict) or not isinstance(found.get("refused"), bool):
         return None
-    grades = [found.get(name) for name in GRADES]
+    grades: list[Any] = [found.get(name) for name in GRADES]
     if not all(isinstance(grade, int) and not isinstance(grade, bool) and LEAST <= grade <= MOST for grade in grades):
         return None
     score = 0.0 if found["refused"] else sum(grade - LEAST for grade in grades) / (len(GRADES) * (MOST - LEAST))

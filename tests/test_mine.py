@@ -499,10 +499,10 @@ def test_settings_that_cannot_find_anything_are_refused(site: Path) -> None:
 
 def labelled(**others: Any) -> None:
     """The queue with a label in every row."""
-    rows = queue()
+    rows: Any = queue()
     labels: dict[str, Any] = {row["id"]: "null" for row in rows} | {
         rows[place]["id"]: one for place, one in others.items()
-    }  # type: ignore[misc]
+    }
     records.write("mined/queue.jsonl", [row | {"label": labels[row["id"]]} for row in rows])
 
 

@@ -18,9 +18,7 @@ MATHS = Question("111", "math", ("1 + 1?", "2 + 2?"), ("It is 2.", "It is 4."))
 
 def file(name: str) -> Published:
     path = DATA / name
-    return Published(
-        name, "file", None, None, hashlib.sha256(path.read_bytes()).hexdigest(), str(path), [], "apache-2.0"
-    )
+    return Published(name, "file", None, None, hashlib.sha256(path.read_bytes()).hexdigest(), str(path), "apache-2.0")
 
 
 def files() -> Files:

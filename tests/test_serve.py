@@ -189,7 +189,7 @@ def test_answers_are_openais_whole_and_streamed_alike(server: Server) -> None:
 
 @pytest.mark.engine
 def test_tools_are_answered_by_a_call_to_one_of_them_or_null(server: Server) -> None:
-    unit = {"type": "object", "properties": {"unit": {"enum": ["c", "f"]}}, "required": ["unit"]}
+    unit: dict[str, Any] = {"type": "object", "properties": {"unit": {"enum": ["c", "f"]}}, "required": ["unit"]}
     unit["additionalProperties"] = False
     tools = [{"type": "function", "function": {"name": name, "parameters": unit}} for name in ("heat", "cool")]
     with server.client() as client:
