@@ -89,7 +89,7 @@ CASES = {
 
 @pytest.mark.engine
 def test_trl_holds_as_many_copies_of_the_logits_as_are_counted(tmp_path: Path) -> None:
-    pairs = [PAIR | {side: [{"role": "assistant", "content": side * 12}] for side in ("chosen", "rejected")}] * 8
+    pairs = [PAIR | {side: [{"role": "assistant", "content": side[0] * 96}] for side in ("chosen", "rejected")}] * 8
     (tmp_path / "pairs.jsonl").write_text(
         "".join(json.dumps(pair | {"id": str(n)}) + "\n" for n, pair in enumerate(pairs))
     )
