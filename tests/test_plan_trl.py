@@ -43,6 +43,8 @@ def most(run):
     # (positions with logits of the policy, bytes that a forward and a backward pass hold at most)
     module, _, name = run["builder"].partition(":")
     trainer = getattr(importlib.import_module(module), name)(run)
+    # DPO's computes a pair's prompt once.
+    assert type(trainer).__module__.startswith("temper.") == (name == "dpo"), type(trainer)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     positions = []
     trainer.model.register_forward_hook(lambda model, given, output: positions.append(output.logits[..., 0].numel()))
