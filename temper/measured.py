@@ -218,7 +218,7 @@ def _train(values: Values) -> Iterator[Line]:
         rate = f"{values['sft_ours_tokens_per_second']:.0f} tokens/s"
         yield Line("SFT beside TRL's trainer with padding", "short chats, LoRA", f"{found} ({rate})", "2×")
     if "hand_times" in values:
-        yield Line("SFT beside Axolotl by hand", "the same YAML and rows", f"{values['hand_times']:.2f}×", "0.98×")
+        yield Line("SFT beside Axolotl by hand", "the same YAML and rows", f"{values['hand_times']:.3f}×", "0.98×")
     if "cpu_times_default" in values:
         exact = f"{values['cpu_fp32_times_default']:.2f}× in fp32"
         found = f"{values['cpu_times_default']:.2f}× with bf16, {exact}"

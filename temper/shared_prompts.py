@@ -48,7 +48,8 @@ def row(prompts: Sequence[Tensor], answers: Sequence[Tensor]) -> dict[str, Tenso
 
 def logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Tensor]) -> Tensor:
     """Logits from which each token of each answer follows, one answer after the other: (tokens, vocabulary)."""
-    with documents.within(model):
+    # Data parallelism hides the configuration.
+    with documents.within(getattr(model, "module", model)):
         found: Tensor = model(**row(prompts, answers), use_cache=False).logits[0]
     return found
 

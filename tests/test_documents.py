@@ -11,7 +11,9 @@ import json
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
-from temper import documents, labelled_logits
+from types import SimpleNamespace
+from temper import documents
+from temper.axolotl_plugin import Plugin
 
 small = dict(vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0)
@@ -52,8 +54,8 @@ for name, (kind, config) in kinds.items():
     right = gradients(model, input_ids=longer, labels=marks, attention_mask=mask)
     left = gradients(model, input_ids=longer.flip(1), labels=marks.flip(1), attention_mask=mask.flip(1))
     before = model.config._attn_implementation
-    documents.isolate(model)
-    labelled_logits.narrow(model)
+    # As stage `sft` has it done, logits of labelled tokens alone among it.
+    Plugin().post_model_load(SimpleNamespace(attend_within_documents=True), model)
     packed = gradients(model, input_ids=ids, labels=labels, position_ids=places, attention_mask=torch.ones_like(ids))
     found[name] = {
         "attention": [before, model.config._attn_implementation],

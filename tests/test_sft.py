@@ -29,6 +29,13 @@ def test_the_global_batch_is_kept_whatever_the_processes(tmp_path: Path) -> None
         assert config["gradient_accumulation_steps"] * config["micro_batch_size"] * processes == 16
 
 
+def test_packs_on_a_cpu_are_attended_to_a_document_at_a_time(tmp_path: Path) -> None:
+    keys = {"attend_within_documents": True, "multipack_real_batches": False}
+    assert keys.items() <= axolotl.render(settings(tmp_path), 1).items()
+    for override in ("sft.packing=false", "hardware.attention=eager", "hardware=gpu1"):
+        assert not keys.keys() & axolotl.render(settings(tmp_path, override), 1).keys()
+
+
 @pytest.mark.parametrize("times", [1, 2, 8])
 def test_evaluations_and_saves_are_a_share_of_the_run(tmp_path: Path, times: int) -> None:
     config = axolotl.render(settings(tmp_path, f"sft.evals={times}", f"sft.saves={times}"), 1)

@@ -232,7 +232,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One step of every loss, a full reward model, and what bad input ends in."""
-    return run(LOSSES, tmp_path_factory.mktemp("losses"))
+    return run(LOSSES, tmp_path_factory.mktemp("losses"), overrides=["dpo=sigmoid"])
 
 
 @pytest.mark.parametrize("stage", STAGES)
