@@ -65,7 +65,7 @@ class Hardware:
     runtime: params.Runtime
 
 
-VALUES = {"seed", "tracking"}
+VALUES = {"seed", "served", "tracking"}
 
 
 def main(asked: Sequence[str] = ()) -> None:
@@ -91,12 +91,10 @@ def main(asked: Sequence[str] = ()) -> None:
 def made(settings: DictConfig) -> None:
     """Exit unless some stage makes what each variant of `bench` serves."""
     outs = {out for stage in graph.stages() for out in stage.outs}
-    for variant, section in settings.bench.items():
-        if f"models/{section.model}" not in outs:
-            raise SystemExit(
-                f"bench.{variant}: no stage of this recipe makes models/{section.model}: name it in recipe.formats, or measure the "
-                "release alone with bench=bf16"
-            )
+    for variant, section in settings.served.items():
+        folder, key = f"models/{section.model}", f"bench.{variant}"
+        if folder not in outs:
+            raise SystemExit(f"{key}: no stage of this recipe makes {folder}: correct {key}.model in conf/bench")
 
 
 def running(name: str) -> None:

@@ -58,7 +58,9 @@ def read(name: str) -> Run:
     costs = params.fitted(settings, "cost", Cost, f"{name}: params.yaml")
     costs.check()
     scores = json.loads(text(name, f"reports/evaluate/{settings.recipe.release}.json"))
-    reports = {str(one): json.loads(text(name, f"reports/bench/{one}.json")) for one in settings.bench}
+    # A revision from before `served` was there measured all that it had a section for.
+    names = settings.get("served", settings.bench)
+    reports = {str(one): json.loads(text(name, f"reports/bench/{one}.json")) for one in names}
     measured = json.loads(text(name, "reports/timing/bench/bf16.json"))["hardware"]
     exact = (scores["exact"], scores["exact_low"], scores["exact_high"])
     return Run(name, str(settings.model.name), measured, costs, exact, hashed(text(name, "dvc.lock")), reports)

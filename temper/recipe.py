@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
 from temper import params
 
 OTHERS = ("variants", "release", "formats", "draft", "judged", "scored", "safety")
@@ -12,6 +14,8 @@ SCORED = ("reward", "dpo")
 SWITCHES = {"judge": "judged", "rewardbench": "scored"}
 FORMATS = ("gptq", "awq", "gguf")
 DRAFTS = ("eagle3",)
+HEAD = "draft"
+"""The folder of models/ that holds the head."""
 
 
 @dataclass
@@ -82,6 +86,16 @@ def load(path: Path = params.PARAMS) -> Recipe:
         if is_wrong:
             raise SystemExit(f"{path}: {message}")
     return recipe
+
+
+def served(bench: DictConfig, formats: ListConfig, draft: ListConfig) -> DictConfig:
+    """The sections of `bench` by name, each with its `model`, but for quants and a head that the recipe does not make.
+
+    hydra_plugins/served.py gives it to conf/, so that whoever leaves a quant out need not know what measures it.
+    """
+    left_out = {*FORMATS} - {*formats} | ({HEAD} if not draft else set())
+    models = {name: section.get("model") for name, section in bench.items()}
+    return OmegaConf.create({name: {"model": model} for name, model in models.items() if model not in left_out})
 
 
 def _together(recipe: Recipe) -> Iterator[tuple[bool, str]]:

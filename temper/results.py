@@ -97,7 +97,7 @@ def _expected(chosen: Recipe) -> Iterator[str]:
     yield from ("base", *DATA_STAGES, "general", *(f"training/{name}" for name in chosen.stages()))
     yield from (f"{stage}/{name}" for stage in ("quantize", "retention") for name in chosen.formats)
     yield from (f"{stage}/{name}" for stage in ("draft", "speculation") for name in chosen.draft)
-    yield from (f"bench/{variant}" for variant in params.tree().bench)
+    yield from (f"bench/{variant}" for variant in params.tree().served)
     yield from (f"evaluate/{variant}" for variant in chosen.variants)
     yield from (*(f"judge/{variant}" for variant in chosen.judged), *(f"rewardbench/{name}" for name in chosen.scored))
     yield from ("probes", "guard", *(f"{stage}/{name}" for stage in ("responses", "safety") for name in chosen.safety))

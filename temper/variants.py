@@ -1,6 +1,6 @@
 """The servers that stage `bench` measures: vLLM with bf16 or int4 weights, with or without a draft, and llama.cpp.
 
-Each is a section `bench.<name>`, and which sections there are says which are measured.
+Each is a section `bench.<name>`; `served` names those that the recipe makes the weights of.
 """
 
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ class Served:
 
 
 def measured(path: Path = params.PARAMS) -> list[str]:
-    """The names of those that the settings in `path` have."""
-    return [str(name) for name in params.tree(path).bench]
+    """The names of those that are measured by the settings in `path`."""
+    return [str(name) for name in params.tree(path).served]
 
 
 def check(served: Served, place: str) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from commands import check
 from commands.compose import composed
-from temper import params, vllm
+from temper import graph, params, vllm
 
 
 @dataclass
@@ -153,13 +153,20 @@ def test_params_yaml_is_what_conf_composes_to() -> None:
     assert Path("params.yaml").read_text() == composed([])
 
 
-def test_dvc_dumps_the_same_bytes(tmp_path: Path) -> None:
-    from dvc.utils.hydra import compose_and_dump
+DUMP = """
+import sys
+from dvc.utils.hydra import compose_and_dump
+out, root, *overrides = sys.argv[1:]
+compose_and_dump(out, f"{root}/conf", None, "config", root, overrides)
+"""
 
-    compose_and_dump(
-        tmp_path / "params.yaml", str(Path("conf").resolve()), None, "config", str(tmp_path), ["dpo.beta=0.2"]
-    )
-    assert (tmp_path / "params.yaml").read_text() == composed(["dpo.beta=0.2"])
+
+def test_dvc_dumps_the_same_bytes(tmp_path: Path) -> None:
+    overrides = ["dpo.beta=0.2", "recipe.formats=[gguf]"]
+    # Elsewhere and with nothing of ours on the path, as `dvc exp run` starts.
+    command = [sys.executable, "-I", "-c", DUMP, "params.yaml", str(Path().resolve()), *overrides]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert (tmp_path / "params.yaml").read_text() == composed(overrides)
 
 
 def test_every_option_of_every_group_composes_and_fits() -> None:
@@ -194,9 +201,19 @@ def test_every_experiment_says_how_to_run_it() -> None:
         assert f"-S experiment={file.stem}" in head[1]
 
 
-def test_a_variant_that_no_stage_makes_is_named_before_anything_runs(tree: Path) -> None:
-    Path("params.yaml").write_text(composed(["recipe.formats=[gguf]"]))
-    with pytest.raises(SystemExit, match=r"^bench\.gptq: .*models/gptq: .*recipe\.formats.*bench=bf16$"):
-        check.main()
-    Path("params.yaml").write_text(composed(["recipe.formats=[gguf]", "bench=bf16"]))
+QUANTS = ("gptq", "awq", "gguf")
+
+
+@pytest.mark.parametrize("formats", ["[gguf]", "[]", "[gptq,awq]"])
+def test_what_the_recipe_does_not_make_is_not_measured(tree: Path, formats: str) -> None:
+    Path("params.yaml").write_text(composed([f"recipe.formats={formats}"]))
     check.main()
+    found = {stage.name for stage in graph.stages() if stage.script == "bench"}
+    assert {f"bench@{name}" for name in QUANTS if name in formats} == found & {f"bench@{name}" for name in QUANTS}
+    assert "bench@bf16" in found
+
+
+def test_a_variant_that_no_stage_makes_is_named_before_anything_runs(tree: Path) -> None:
+    Path("params.yaml").write_text(composed(["bench.gptq.model=gptp"]))
+    with pytest.raises(SystemExit, match=r"^bench\.gptq: .*models/gptp: correct bench\.gptq\.model in conf/bench$"):
+        check.main()
