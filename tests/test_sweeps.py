@@ -59,8 +59,8 @@ def asked(variant: str) -> set[str]:
 
 LAST = {"gate", "card", "scorecard"}
 RETAINED = {f"retention@{name}" for name in ("gptq", "awq", "gguf")} | LAST
-BENCHED = {f"bench@{name}" for name in ("bf16", "ngram", "gptq", "awq", "gguf")}
-DRAFTED = {"draft@eagle3", "speculation@eagle3"}
+BENCHED = {f"bench@{name}" for name in ("bf16", "ngram", "eagle3", "gptq", "awq", "gguf")}
+DRAFTED = {"draft@eagle3", "speculation@eagle3", "bench@eagle3"}
 RELEASED = RETAINED | BENCHED | DRAFTED | {"quantize@gptq", "quantize@awq", "quantize@gguf"}
 AFTER_DPO = RELEASED | asked("dpo") | {"dpo@sft", "evaluate@dpo"}
 AFTER_SFT = AFTER_DPO | {"sft@base", "preferences@sft", "evaluate@sft"}
@@ -161,6 +161,7 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("split.seed=3", AFTER_SPLIT),
         ("bench.bf16.load.warmup=4", LAST | {"bench@bf16"}),
         ("bench.ngram.speculation.tokens=5", {"bench@ngram", "card", "scorecard"}),
+        ("bench.eagle3.speculation.tokens=2", {"bench@eagle3", "card", "scorecard"}),
         ("hardware.price.hour=2", {"card", "scorecard"}),
         ("hardware.runtime.threads=1", set()),
         ("executor=ray", set()),

@@ -44,7 +44,7 @@ def command(served: Bench, models: Path, folder: str) -> str:
 def test_every_variant_is_a_section_that_makes_a_server(models: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(composed([]))
     names = variants.measured(tmp_path / "params.yaml")
-    assert names == ["bf16", "ngram", "gptq", "awq", "gguf"]
+    assert names == ["bf16", "ngram", "eagle3", "gptq", "awq", "gguf"]
     for name in names:
         served = shipped(name)
         variants.check(served, f"bench.{name}")
@@ -61,9 +61,9 @@ def test_vllm_gets_its_limit_and_a_draft_where_there_is_one(models: Path) -> Non
 
 
 def test_an_eagle_head_drafts_for_the_release(models: Path) -> None:
-    served = shipped("ngram")
-    served.speculation = Speculation("eagle3", 3, None, None, checked=4, tie=0.25)
-    line = command(served, models, "draft")
+    served = shipped("eagle3")
+    line = command(served, models, served.model)
+    assert "--speculative-config.num_speculative_tokens 3" in line
     assert f"--model {models}/dpo" in line
     assert f"--speculative-config.model {models}/draft" in line
     assert "lookup" not in line
