@@ -5,7 +5,7 @@ export PATH := $(MAIN)/bin:$(PATH)
 # Two at a time, on any machine: most of an engine's time is one core's, and each may take 8 GB. Waiting threads must not spin then.
 PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention draft speculation bench evaluate judge rewardbench probes guard responses safety gate card scorecard
+STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention draft bench evaluate judge rewardbench probes guard responses safety gate card scorecard
 
 .PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults bench-eval contamination-drill synthesize canaries mine deps $(STAGES)
 

@@ -139,10 +139,10 @@ def speculation(arguments: argparse.Namespace) -> Values:
     with serve_start.prepared([]) as served, ExitStack() as stack:
         up = {"plain": serve_start.bare(served, environment=DEVELOPER)}
         for name, (folder_of, draft) in drafts.items():
-            up[name] = serve_start.bare(served, variants.speculation(draft, folder_of), DEVELOPER)
+            up[name] = serve_start.bare(served, draft.arguments(folder_of), DEVELOPER)
         urls = {name: stack.enter_context(one).url for name, one in up.items()}
         found = client(urls, served.cfg.name, ALONE, arguments.repeats, ends=True)
-        chats = load.prompts(load.rows(ROWS), 64, SEED)
+        chats = {"domain": load.prompts(load.rows(ROWS), 64, SEED)}
         held = {
             f"speculation_{name}_{key}": value
             for name, (_, draft) in drafts.items()

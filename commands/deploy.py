@@ -206,7 +206,7 @@ def drafting(draft: Out, cfg: Deploy, preset: str) -> list[str]:
     if not all(verdict.pays for verdict in found):
         ranges = speculation.schedule(found, cfg.draft_tokens, cfg.sequences)
         fields["num_speculative_tokens_per_batch_size"] = json.dumps(ranges, separators=(",", ":"))
-    return [part for name, value in fields.items() for part in (f"--speculative-config.{name}", str(value))]
+    return speculation.dotted(fields)
 
 
 def on_cpu(threads: int) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Measure a served variant of the release under load: rates, latencies, queue, memory, and what its draft is worth.
 
-Reads   models/<model of bench.<variant>>, data/mix/test.jsonl
+Reads   models/<model of bench.<variant>>, data/mix/test.jsonl, data/general.jsonl
 Writes  reports/bench/<variant>.json
 """
 
@@ -8,11 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import levels, load, lossless, metrics, params, progress, stage, variants, vllm
+from temper import levels, load, lossless, metrics, params, progress, speculation, stage, variants, vllm
 from temper.levels import Load
 from temper.variants import Served
 
-TEST = Path("data/mix/test.jsonl")
+TEST, GENERAL = Path("data/mix/test.jsonl"), Path("data/general.jsonl")
 
 
 @dataclass
@@ -35,9 +35,11 @@ def main() -> None:
     with variants.endpoint(cfg, folder, release, cfg.seed, params.runtime()) as server:
         figures = levels.measured(server.url, model, rows, cfg.load, cfg.seed, place)
         if draft := cfg.speculation:
-            chats = load.prompts(rows, draft.checked, cfg.seed)
-            figures |= lossless.held(server.url, model, chats, cfg.load.max_tokens, draft.tie)
-            lossless.require(figures, draft.tie, place)
+            asked = {speculation.DOMAIN: load.prompts(rows, draft.checked, cfg.seed)}
+            asked |= {speculation.GENERIC: load.passages(GENERAL, draft.generic, cfg.seed)}
+            held = lossless.held(server.url, model, asked, draft.max_tokens, draft.tie)
+            lossless.require(held, draft.tie, place)
+            figures |= held | speculation.contrast(held)
         figures |= {"start_seconds": server.start_seconds, "peak_memory_gb": server.peak_memory_gb()}
     metrics.write(f"reports/bench/{variant}.json", figures)
 

@@ -39,6 +39,15 @@ def prompts(rows: list[Row], count: int, seed: int) -> list[Chat]:
     return [row["messages"][:-1] for row in drawn[:count]]
 
 
+def passages(path: Path, count: int, seed: int) -> list[Chat]:
+    """`count` of the texts in a file, each as what somebody says; all where there are fewer."""
+    found = list(records.read(path))
+    if not found:
+        raise SystemExit(f"{path}: no passages, expected at least one to send: raise general.passages")
+    drawn = random.Random(seed).sample(found, min(count, len(found)))
+    return [[{"role": "user", "content": row["text"]}] for row in drawn]
+
+
 def run(
     url: str,
     model: str,

@@ -7,7 +7,7 @@ the whole answer in which nothing is drafted. Its gap is the log-probability of 
 the greedy choice. An answer is lossless where no gap is wider than a tie.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,18 +24,22 @@ class Answer:
     tokens: list[int]
 
 
-def held(url: str, model: str, chats: list[Chat], max_tokens: int, tie: float) -> dict[str, float]:
-    """`lossless` (1 or 0) of greedy answers to `chats`, the widest gap, and how many of all tokens were ties: not the likeliest,
-    and as good as it. With `domain_…`, what the draft was worth in them: unlike those of a load of fixed length, they end where
-    the model ends them, and do not go on in circles that any draft foresees."""
+def held(url: str, model: str, sets: Mapping[str, list[Chat]], max_tokens: int, tie: float) -> dict[str, float]:
+    """`lossless` (1 or 0) of greedy answers to all chats of `sets`, the widest gap, and how many of all tokens were ties: not the
+    likeliest, and as good as it. With `<set>_…`, what the draft was worth in the answers to each: unlike those of a load of fixed
+    length, they end where the model ends them, and do not go on in circles that any draft foresees."""
     import httpx
 
+    answers: list[Answer] = []
+    worth: dict[str, float] = {}
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client, ThreadPoolExecutor(AT_ONCE) as pool:
-        before = scrape.read(url)
-        answers = list(pool.map(lambda chat: greedy(client, model, chat, max_tokens), chats))
-        worth = scrape.speculation(scrape.read(url).since(before))
+        for name, chats in sets.items():
+            before = scrape.read(url)
+            answers += pool.map(lambda chat: greedy(client, model, chat, max_tokens), chats)
+            gained = scrape.speculation(scrape.read(url).since(before))
+            worth |= {f"{name}_{key}": value for key, value in gained.items()}
         found = list(pool.map(lambda answer: gaps(client, model, answer), answers))
-    return figures(found, tie) | {f"domain_{key}": value for key, value in worth.items()}
+    return figures(found, tie) | worth
 
 
 def figures(found: Iterable[list[float]], tie: float) -> dict[str, float]:

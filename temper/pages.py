@@ -47,7 +47,7 @@ def card(results: Results, cfg: Any, costs: Cost, matrix: Matrix, openness: dict
     """The model card: Markdown with the front matter that the Hugging Face Hub parses; `openness` is reports/mof.yml, `gated`
     reports/gate.json."""
     more: dict[str, Any] = {"trail": trail(results), "openness": openness, "gated": gated, "checks": gate.table(gated)}
-    more |= {"speeds": speeds(results, costs), "drafts": drafts(results), "apis": apis(results, costs), "costs": costs}
+    more |= {"speeds": speeds(results, costs), "apis": apis(results, costs), "costs": costs}
     release = results.stages["bench/bf16"]
     more |= {"tokens": (cost.prompt_tokens(release), cost.answer_tokens(release))}
     return _render("model-card.md.j2", results, cfg, matrix, **more)
@@ -236,25 +236,6 @@ def speeds(results: Results, costs: Cost) -> list[Speed]:
     ]
 
 
-def drafts(results: Results) -> dict[str, str]:
-    """What each draft is worth, in words."""
-    reports = {name: results.stages[f"bench/{name}"] for name in results.served}
-    return {name: draft_line(one, reports["bf16"]) for name, one in reports.items() if "domain_acceptance" in one}
-
-
-def draft_line(report: dict[str, Any], without: dict[str, Any]) -> str:
-    """`0.33 of drafted tokens accepted, 1.99 tokens a drafted step, lossless (1,024 tokens, 3 of them ties); of bf16's tokens/s
-    1.21× at 1, 0.93× at 8: it pays at 1`."""
-    share, length = report["domain_acceptance"], report["domain_acceptance_length"]
-    worth = f"{share:.2f} of drafted tokens accepted, {length:.2f} tokens a drafted step"
-    held = f"lossless ({report['lossless_tokens']:,} tokens, {report['lossless_ties']} of them ties)"
-    both = [level for level in cost.levels(report) if level in cost.levels(without)]
-    times = {n: report[f"c{n}_tokens_per_second"] / without[f"c{n}_tokens_per_second"] for n in both}
-    faster = ", ".join(f"{value:.2f}× at {n}" for n, value in times.items())
-    pays = ", ".join(str(n) for n, value in times.items() if value > 1) or "none of them"
-    return f"{worth}, {held}; of bf16's tokens/s {faster}: it pays at {pays}"
-
-
 def apis(results: Results, costs: Cost) -> dict[str, float]:
     """Dollars that each API would take for a million output tokens of the same requests."""
     return {name: cost.asked(api, results.stages["bench/bf16"]) for name, api in costs.apis.items()}
@@ -266,16 +247,21 @@ def speed(results: Results, concurrency: int) -> float:
 
 
 def drafted(results: Results) -> dict[str, list[str]]:
-    """By method of speculation: what it gains on the domain, on general text, the difference, and answers that it changed."""
-    found = {}
-    for head in results.recipe.draft:
-        values = results.stages[f"speculation/{head}"]
-        for method in (head, speculation.NGRAM):
-            texts = [f"{method}_{text}_" for text in ("domain", "generic")]
-            changed = sum(values[f"{prefix}changed"] for prefix in texts)
-            gap = f"{values[f'{method}_tokens_per_step_gap']:+.2f}"
-            found[method] = [*(gain(values, prefix) for prefix in texts), gap, str(changed)]
+    """By variant that drafts: what it gains on the domain, on general text, the difference, how many tokens were ties, and its
+    speed against none by concurrent requests."""
+    found, plain = {}, speculation.speeds(results.stages[f"bench/{speculation.PLAIN}"])
+    for name, report in drafting(results).items():
+        texts = [gain(report, f"{text}_") for text in (speculation.DOMAIN, speculation.GENERIC)]
+        ties = f"{report['lossless_ties']} of {report['lossless_tokens']:,}"
+        told = speculation.told(speculation.verdicts(plain, speculation.speeds(report)))
+        found[name] = [*texts, f"{report[f'gap_{speculation.STEPS}']:+.2f}", ties, told]
     return found
+
+
+def drafting(results: Results) -> dict[str, dict[str, Any]]:
+    """The reports of `bench` on variants that draft."""
+    reports = {name: results.stages[f"bench/{name}"] for name in results.served}
+    return {name: report for name, report in reports.items() if "lossless_tokens" in report}
 
 
 def gain(values: dict[str, Any], prefix: str) -> str:
@@ -283,20 +269,19 @@ def gain(values: dict[str, Any], prefix: str) -> str:
     by_place: list[str] = []
     while (key := f"{prefix}acceptance_at_{len(by_place)}") in values:
         by_place.append(f"{values[key]:.2f}")
-    return (
-        f"{values[f'{prefix}tokens_per_step']:.2f} ({values[f'{prefix}acceptance_length']:.2f}: {', '.join(by_place)})"
-    )
+    steps, length = (values[f"{prefix}{name}"] for name in (speculation.STEPS, "acceptance_length"))
+    return f"{steps:.2f} ({length:.2f}: {', '.join(by_place)})"
 
 
-def paying(results: Results) -> list[str]:
-    """For each method of speculation, at which concurrencies it serves faster than none, as `bench` measured both."""
-    plain = speculation.speeds(results.stages[f"bench/{speculation.PLAIN}"])
-    lines = []
-    for method in drafted(results):
-        speeds = speculation.speeds(results.stages.get(f"bench/{method}", {}))
-        told = speculation.told(speculation.verdicts(plain, speeds))
-        lines.append(f"{method}: {told or 'its speed was not measured'}")
-    return lines
+def beaten(results: Results) -> str:
+    """`eagle3 yields more tokens a step on the domain than n-gram lookup, which needs no training.`; empty without both."""
+    reports = drafting(results)
+    if speculation.NGRAM not in reports:
+        return ""
+    baseline = reports.pop(speculation.NGRAM)
+    words = {name: "more" if speculation.beats(one, baseline) else "no more" for name, one in reports.items()}
+    told = "yields {} tokens a step on the domain than n-gram lookup, which needs no training."
+    return " ".join(f"{name} {told.format(word)}" for name, word in words.items())
 
 
 def categories(results: Results) -> list[tuple[str, int]]:
@@ -461,7 +446,7 @@ def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: A
         "percent": percent,
         "quants": quants(results),
         "drafted": drafted(results),
-        "paying": paying(results),
+        "beaten": beaten(results),
         "others": others(results),
         "judged": judged(results),
         "rewards": rewards(results),

@@ -18,8 +18,7 @@ class Results:
     recipe: Recipe
     stages: dict[str, Values]
     """Metrics by stage: base, ingest, …, `training/sft`, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`, `retention/gguf`,
-    `draft/eagle3`, `speculation/eagle3`, `judge/dpo`, `rewardbench/reward`,
-    `safety/dpo`."""
+    `draft/eagle3`, `judge/dpo`, `rewardbench/reward`, `safety/dpo`."""
     timing: dict[str, Values]
     """reports/timing/ by the same names: seconds, peak memory and the hardware that took them."""
     curves: dict[str, list[dict[str, str]]]
@@ -96,7 +95,7 @@ def load(chosen: Recipe, folder: Path = Path("reports")) -> Results:
 def _expected(chosen: Recipe) -> Iterator[str]:
     yield from ("base", *DATA_STAGES, "general", *(f"training/{name}" for name in chosen.stages()))
     yield from (f"{stage}/{name}" for stage in ("quantize", "retention") for name in chosen.formats)
-    yield from (f"{stage}/{name}" for stage in ("draft", "speculation") for name in chosen.draft)
+    yield from (f"draft/{name}" for name in chosen.draft)
     yield from (f"bench/{variant}" for variant in params.tree().served)
     yield from (f"evaluate/{variant}" for variant in chosen.variants)
     yield from (*(f"judge/{variant}" for variant in chosen.judged), *(f"rewardbench/{name}" for name in chosen.scored))

@@ -17,6 +17,7 @@ DRAFTS = "vllm:spec_decode_num_drafts_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 BY_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+GENERATED = "vllm:generation_tokens_total"
 CACHED, LOOKED_UP = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
 
 
@@ -84,13 +85,23 @@ def queue(during: Scrape) -> dict[str, float]:
 
 
 def speculation(during: Scrape) -> dict[str, float]:
-    """Share of drafted tokens that the model accepted, over all and by position, and the acceptance length: tokens that a drafted
-    step yields, the model's own among them (vLLM's definition). Nothing where nothing was drafted."""
-    drafts, drafted = during.total(DRAFTS), during.total(DRAFTED)
-    if not drafted:
+    """What drafts were worth; nothing of a server that does not speculate, which has no such series.
+
+    acceptance is the share of drafted tokens that the model accepted, acceptance_at_<i> the share of drafts of which position i,
+    from 0, and all before it were. acceptance_length is 1 + accepted tokens / drafts, vLLM's definition: tokens of a step that had
+    a draft, the model's own among them. tokens_per_step counts the steps without a draft too, of which n-gram lookup has many:
+    each step of an answer gives one token more than it accepts.
+    """
+    if not any(name == DRAFTS for name, _ in during.samples):
         return {}
-    accepted = during.total(ACCEPTED)
-    found = {"drafts": drafts, "acceptance": accepted / drafted, "acceptance_length": 1 + accepted / drafts}
+    accepted, generated = during.total(ACCEPTED), during.total(GENERATED)
+    drafts = max(during.total(DRAFTS), 1.0)
+    found = {
+        "drafts": during.total(DRAFTS),
+        "acceptance": accepted / max(during.total(DRAFTED), 1.0),
+        "acceptance_length": 1 + accepted / drafts,
+        "tokens_per_step": max(generated, 1.0) / max(generated - accepted, 1.0),
+    }
     places = during.by(BY_POSITION, "position")
     return found | {f"acceptance_at_{place}": places[place] / drafts for place in sorted(places, key=int)}
 

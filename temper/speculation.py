@@ -1,6 +1,6 @@
-"""Speculative decoding in figures: what vLLM's counters say of a draft, whether it pays, and whether it changes an answer.
+"""Speculative decoding: how vLLM is told to draft, what a draft gained, and whether it pays.
 
-Nothing here needs vLLM: counters come as the text of its /metrics, speeds as `bench` reports them.
+Whether it keeps every answer is in temper/lossless.py. Nothing here needs vLLM: gains and speeds come as `bench` reports them.
 """
 
 import re
@@ -13,49 +13,50 @@ from typing import Any
 from temper import metrics
 
 EAGLE3, NGRAM = "eagle3", "ngram"
+METHODS = (NGRAM, EAGLE3)
+DOMAIN, GENERIC = "domain", "generic"
 REPORTS = Path("reports/bench")
 PLAIN = "bf16"  # of `bench`: no speculation
-COUNTER = re.compile(r"^vllm:(spec_decode_num_\w+?|generation_tokens)_total\{(.*)\} (\S+)$", re.MULTILINE)
-POSITION = re.compile(r'(?:^|,)position="(\d+)"')
 SPEED = re.compile(r"c(\d+)_tokens_per_second")
-# Nats by which the likelier of two tokens may lead where the order of sums decides between them: float32 rounds logits in the
-# sixth digit; bf16 has eight significant bits, steps of 0.125 between 16 and 32, where the logits of small models lie.
-TIES = {"float32": 1e-3, "bfloat16": 0.25}
+STEPS = "tokens_per_step"  # of scrape.speculation
 
 
 @dataclass
-class Ngram:
-    """vLLM's n-gram lookup: the last tokens are looked for in what was read so far, and what followed them there is the draft."""
-
+class Speculation:
+    method: str
+    """Of METHODS: NGRAM drafts from what the prompt repeats, EAGLE3 by a head that was trained for the model."""
     tokens: int
     """Drafted at a time."""
-    min: int
-    """Shortest n-gram looked for."""
-    max: int
+    lookup_min: int | None
+    """Of the n-gram that a draft continues, in tokens; null for EAGLE3."""
+    lookup_max: int | None
+    checked: int
+    """Test rows whose answers are held against the model's own choices."""
+    generic: int
+    """Passages of general text, likewise."""
+    max_tokens: int
+    """Of such an answer, which ends where the model ends it."""
+    tie: float
+    """Nats between two tokens that count as equally likely."""
 
+    def check(self, place: str) -> None:
+        """Exit naming `place` where it makes no sense."""
+        if self.method not in METHODS:
+            fault = f"speculation.method is '{self.method}', expected {' or '.join(METHODS)}"
+        elif min(self.tokens, self.checked, self.generic, self.max_tokens) < 1:
+            fault = "speculation's tokens, checked, generic and max_tokens must be 1 or more"
+        elif self.method == NGRAM and not 1 <= (self.lookup_min or 0) <= (self.lookup_max or 0):
+            fault = f"n-grams of {self.lookup_min} to {self.lookup_max}, expected 1 or more, and the longest no shorter"
+        else:
+            return
+        raise SystemExit(f"{place}: {fault}: correct conf/bench")
 
-@dataclass(frozen=True)
-class Counters:
-    """vLLM's counters since its start, of all its engines together."""
-
-    drafts: int = 0
-    drafted: int = 0
-    """Tokens."""
-    accepted: int = 0
-    accepted_at: tuple[int, ...] = ()
-    """By position in the draft."""
-    generated: int = 0
-    """Tokens of answers, accepted ones among them."""
-
-    def __sub__(self, earlier: "Counters") -> "Counters":
-        before = earlier.accepted_at or (0,) * len(self.accepted_at)
-        return Counters(
-            self.drafts - earlier.drafts,
-            self.drafted - earlier.drafted,
-            self.accepted - earlier.accepted,
-            tuple(late - early for late, early in zip(self.accepted_at, before, strict=True)),
-            self.generated - earlier.generated,
-        )
+    def arguments(self, head: Path) -> list[str]:
+        """Of vLLM; `head` is the folder of an EAGLE3 head."""
+        if self.method == NGRAM:
+            lookup = {"prompt_lookup_min": self.lookup_min, "prompt_lookup_max": self.lookup_max}
+            return dotted({"method": NGRAM, "num_speculative_tokens": self.tokens, **lookup})
+        return dotted(eagle3(head, self.tokens))
 
 
 @dataclass(frozen=True)
@@ -75,75 +76,27 @@ class Verdict:
         return self.speculating / self.plain
 
 
-@dataclass(frozen=True)
-class Greedy:
-    """A greedy answer without speculation."""
-
-    ids: list[int]
-    likeliest: list[dict[int, float]]
-    """Log-probabilities of the likeliest tokens at each of its places, by token."""
-
-
 def eagle3(head: Path, tokens: int) -> dict[str, Any]:
     """vLLM's speculative configuration for an EAGLE-3 head."""
     return {"method": EAGLE3, "model": str(head), "num_speculative_tokens": tokens}
 
 
-def ngram(cfg: Ngram) -> dict[str, Any]:
-    """vLLM's speculative configuration for n-gram lookup; exits where it makes no sense."""
-    if not (cfg.tokens >= 1 and 1 <= cfg.min <= cfg.max):
-        raise SystemExit(
-            f"speculation.ngram: {cfg.tokens} tokens after n-grams of {cfg.min} to {cfg.max}, expected 1 or more, the longest no "
-            "shorter than the shortest: correct conf/speculation"
-        )
-    lookup = {"prompt_lookup_min": cfg.min, "prompt_lookup_max": cfg.max}
-    return {"method": NGRAM, "num_speculative_tokens": cfg.tokens, **lookup}
+def dotted(config: Mapping[str, Any]) -> list[str]:
+    """A speculative configuration on vLLM's command line, in the dotted form of its JSON."""
+    return [part for key, value in config.items() for part in (f"--speculative-config.{key}", str(value))]
 
 
-def counters(exposition: str) -> Counters:
-    """Read vLLM's /metrics (Prometheus' text format); all zero of a server that does not speculate and has answered nothing."""
-    sums: dict[str, int] = {}
-    positions: dict[int, int] = {}
-    for name, labels, value in COUNTER.findall(exposition):
-        if position := POSITION.search(labels):
-            place = int(position[1])
-            positions[place] = positions.get(place, 0) + round(float(value))
-        else:
-            sums[name] = sums.get(name, 0) + round(float(value))
-    return Counters(
-        sums.get("spec_decode_num_drafts", 0),
-        sums.get("spec_decode_num_draft_tokens", 0),
-        sums.get("spec_decode_num_accepted_tokens", 0),
-        tuple(positions[place] for place in sorted(positions)),
-        sums.get("generation_tokens", 0),
-    )
+def contrast(found: Mapping[str, float]) -> dict[str, float]:
+    """`gap_<figure>`: how much more a draft gains on the domain than on general text, in each figure."""
+    names = [
+        key.removeprefix(f"{DOMAIN}_") for key in found if key.startswith(f"{DOMAIN}_") and not key.endswith("drafts")
+    ]
+    return {f"gap_{name}": found[f"{DOMAIN}_{name}"] - found[f"{GENERIC}_{name}"] for name in names}
 
 
-def acceptance(counted: Counters, prefix: str = "") -> dict[str, float]:
-    """A draft in figures, under names that begin with `prefix`.
-
-    acceptance_length is 1 + accepted tokens / drafts, what vLLM logs: tokens of a step that had a draft, its own among them.
-    acceptance_at_<i> is the share of drafts of which position i, from 0, and all before it were accepted. tokens_per_step counts
-    the steps without a draft too, of which n-gram lookup has many: each step of an answer gives one token more than it accepts.
-    """
-    drafts, steps = max(counted.drafts, 1), max(counted.generated - counted.accepted, 1)
-    found = {
-        "drafts": counted.drafts,
-        "acceptance": counted.accepted / max(counted.drafted, 1),
-        "acceptance_length": 1 + counted.accepted / drafts,
-        "tokens_per_step": max(counted.generated, 1) / steps,
-    }
-    found |= {f"acceptance_at_{place}": accepted / drafts for place, accepted in enumerate(counted.accepted_at)}
-    return {prefix + name: value for name, value in found.items()}
-
-
-def contrast(found: Mapping[str, float], method: str, domain: str, generic: str) -> dict[str, float]:
-    """How much more a method gains on the domain than on general text."""
-    names = ("acceptance_length", "tokens_per_step")
-    return {
-        f"{method}_{name}_gap": found[f"{method}_{domain}_{name}"] - found[f"{method}_{generic}_{name}"]
-        for name in names
-    }
+def beats(report: Mapping[str, float], baseline: Mapping[str, float]) -> bool:
+    """Whether a draft yields more tokens a step on the domain than another: a head must beat n-gram lookup, which is free."""
+    return report[f"{DOMAIN}_{STEPS}"] > baseline[f"{DOMAIN}_{STEPS}"]
 
 
 def speeds(report: Mapping[str, Any]) -> dict[int, float]:
@@ -184,26 +137,3 @@ def schedule(found: Sequence[Verdict], tokens: int, sequences: int) -> list[list
 def told(found: Iterable[Verdict]) -> str:
     """`1: 1.42× (on), 32: 0.81× (off)`, by concurrent requests."""
     return ", ".join(f"{v.concurrency}: {v.speedup:.2f}× ({'on' if v.pays else 'off'})" for v in found)
-
-
-def compared(plain: Greedy, speculating: list[int], tie: float) -> str:
-    """`equal`, `tie` or `different`: whether speculation kept a greedy answer.
-
-    Speculation computes several positions in one pass, whose sums another order gives other last bits. Where two tokens are as
-    likely as each other but for these, either is the greedy one: a tie is an answer whose first other token is at most `tie` nats
-    less likely than the one without speculation. What follows it has another beginning and is not compared.
-    """
-    differing = (place for place, (one, other) in enumerate(zip(plain.ids, speculating, strict=False)) if one != other)
-    place = next(differing, None)
-    if place is None:
-        return "equal" if len(plain.ids) == len(speculating) else "different"
-    known = plain.likeliest[place]
-    lead = known[plain.ids[place]] - known.get(speculating[place], float("-inf"))
-    return "tie" if lead <= tie else "different"
-
-
-def lossless(plain: Sequence[Greedy], speculating: Sequence[list[int]], tie: float, prefix: str = "") -> dict[str, int]:
-    """Answers, and of these those that came out equal, that part at a tie, and that speculation changed."""
-    words = [compared(one, other, tie) for one, other in zip(plain, speculating, strict=True)]
-    counts = {"answers": len(words), "ties": words.count("tie"), "changed": words.count("different")}
-    return {prefix + name: value for name, value in counts.items()}

@@ -9,34 +9,19 @@ from typing import Any
 
 from temper import envs, params, server
 from temper.endpoint import Endpoint
+from temper.speculation import EAGLE3, Speculation
 
 ENGINES = ("vllm", "llama.cpp")
-NGRAM, EAGLE = "ngram", "eagle3"
 # By name: an import would make all of the gateway, which is not measured here, decide whether the figures are stale.
 LLAMA_APP = "temper.llama_app"
 GGUF = "model.gguf"
 
 
 @dataclass
-class Speculation:
-    method: str
-    """NGRAM drafts from what the prompt repeats, EAGLE by a head that was trained for it."""
-    tokens: int
-    """Drafted at a time."""
-    lookup_min: int | None
-    """Of the n-gram that a draft continues, in tokens; null for EAGLE."""
-    lookup_max: int | None
-    checked: int
-    """Answers that are held against the model's own choices."""
-    tie: float
-    """Nats between two tokens that count as equally likely."""
-
-
-@dataclass
 class Served:
     engine: str
     model: str
-    """Folder of models/: weights, or for EAGLE the head of the release."""
+    """Folder of models/: weights, or for EAGLE3 the head of the release."""
     dtype: str | None
     """Of weights and sums in vLLM; null where the file says."""
     sequences: int
@@ -57,35 +42,23 @@ def check(served: Served, place: str) -> None:
         raise SystemExit(f"{place}: engine '{served.engine}', expected {' or '.join(ENGINES)}: correct conf/bench")
     if served.engine != "vllm" and (served.speculation or served.sequences != 1):
         raise SystemExit(f"{place}: {served.engine} answers one request at a time, without a draft: correct conf/bench")
-    if served.speculation and served.speculation.method not in (NGRAM, EAGLE):
-        raise SystemExit(
-            f"{place}: speculation '{served.speculation.method}', expected {NGRAM} or {EAGLE}: correct conf/bench"
-        )
+    if served.speculation:
+        served.speculation.check(place)
 
 
 def endpoint(served: Served, folder: Path, release: Path, seed: int, runtime: dict[str, Any]) -> Endpoint:
-    """The server of what lies in `folder`: weights, or the EAGLE head of `release`."""
+    """The server of what lies in `folder`: weights, or the EAGLE3 head of `release`."""
     port, model = server.chosen_port(runtime["serve_port"]), weights(served, folder, release)
     arguments = _llama if served.engine == "llama.cpp" else _vllm
     command = [*arguments(served, model, seed, runtime), "--host", server.HOST, "--port", str(port)]
-    command += speculation(served.speculation, folder) if served.speculation else []
+    command += served.speculation.arguments(folder) if served.speculation else []
     # The development routes are one that empties the prefix cache, without which repeats would find their prompts computed.
     return Endpoint(command, port, server.environment(runtime) | {"VLLM_SERVER_DEV_MODE": "1"})
 
 
 def weights(served: Served, folder: Path, release: Path) -> Path:
     """The folder of the model that answers; the server knows it by the folder's name."""
-    return release if served.speculation and served.speculation.method == EAGLE else folder
-
-
-def speculation(chosen: Speculation, draft: Path) -> list[str]:
-    """vLLM's dotted form of its JSON."""
-    fields: dict[str, Any] = {"method": chosen.method, "num_speculative_tokens": chosen.tokens}
-    if chosen.method == NGRAM:
-        fields |= {"prompt_lookup_min": chosen.lookup_min, "prompt_lookup_max": chosen.lookup_max}
-    else:
-        fields |= {"model": str(draft)}
-    return [part for key, value in fields.items() for part in (f"--speculative-config.{key}", str(value))]
+    return release if served.speculation and served.speculation.method == EAGLE3 else folder
 
 
 def _vllm(served: Served, model: Path, seed: int, runtime: dict[str, Any]) -> list[str]:

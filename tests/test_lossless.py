@@ -11,7 +11,12 @@ import pytest
 
 from temper import lossless
 
-CHATS = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]
+CHATS = {"domain": [[{"role": "user", "content": "a"}]], "generic": [[{"role": "user", "content": "b"}]]}
+DRAFTS = """
+vllm:spec_decode_num_drafts_total{engine="0"} %d.0
+vllm:spec_decode_num_draft_tokens_total{engine="0"} %d.0
+vllm:generation_tokens_total{engine="0"} %d.0
+"""
 
 
 class Model(BaseHTTPRequestHandler):
@@ -22,13 +27,17 @@ class Model(BaseHTTPRequestHandler):
 
     second = 3.0
     is_lossy = False
+    is_drafting = False
+    answers = 0
 
     def do_GET(self) -> None:
-        self.reply(b"")
+        counts = (2 * Model.answers, 6 * Model.answers, 9 * Model.answers)
+        self.reply((DRAFTS % counts).encode() if self.is_drafting else b"")
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/v1/chat/completions":
+            Model.answers += 1
             tokens, last = [], 0
             for place in range(asked["max_tokens"]):
                 last = (last + (2 if self.is_lossy and place % 3 == 2 else 1)) % 10
@@ -66,6 +75,16 @@ def held(url: str, tie: float = 0.25) -> dict[str, float]:
 
 def test_the_models_own_choices_are_lossless(url: str) -> None:
     assert held(url) == {"lossless": 1, "lossless_tokens": 18, "lossless_ties": 0, "lossless_gap": 0}
+
+
+def test_what_a_draft_is_worth_is_told_of_each_set_and_without_the_pass_that_holds_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "is_drafting", True)
+    found = held(url)
+    for name in CHATS:
+        assert (found[f"{name}_drafts"], found[f"{name}_acceptance"], found[f"{name}_tokens_per_step"]) == (2, 0, 1)
+    assert found["lossless_tokens"] == 18
 
 
 def test_a_draft_that_was_accepted_wrongly_is_found(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

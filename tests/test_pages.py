@@ -99,25 +99,26 @@ def results() -> Results:
     }
     stages["bench/bf16"] = {f"c8_{name}": value for name, value in parts.items()}
     stages["bench/bf16"] |= {f"open70_{name}": 0.0 for name in parts}
-    draft = {"domain_acceptance": 0.25, "domain_acceptance_length": 1.75, "lossless_tokens": 1024, "lossless_ties": 3}
     alone, eight = (
         {f"c{n}_{name}": times * value for name, value in parts.items()} for n, times in ((1, 0.5), (8, 1.25))
     )
-    stages["bench/ngram"] = alone | eight | draft
     stages["draft/eagle3"] = {"train_loss": 1.0}
-    for method, shares in (("eagle3", (0.625, 0.25)), ("ngram", (0.5,))):
-        for text, steps in (("domain", 1.75), ("generic", 1.25)):
-            counted = {"tokens_per_step": steps, "acceptance_length": 1 + sum(shares), "changed": text == "domain"}
-            counted |= {f"acceptance_at_{place}": share for place, share in enumerate(shares)}
-            measured = {f"{method}_{text}_{name}": value for name, value in counted.items()}
-            stages["speculation/eagle3"] = stages.get("speculation/eagle3", {}) | measured
-        stages["speculation/eagle3"][f"{method}_tokens_per_step_gap"] = 0.5
+    stages["bench/ngram"] = alone | eight | drafting(1.5, (0.5,))
+    stages["bench/eagle3"] = alone | eight | drafting(1.75, (0.625, 0.25))
     stages |= {"guard": GUARDED, "probes": {"n_harmbench": 40}}
     for place, variant in enumerate(("base", "dpo")):
         stages |= {f"safety/{variant}": asked(place), f"responses/{variant}": {"n_harmful": 8}}
     timing = {name: {"seconds": 60.0, "peak_memory_gb": 1.5, "hardware": "a quiet machine"} for name in stages}
     curve = [{"step": "1", "loss": "2.5", "eval_loss": ""}, {"step": "2", "loss": "1.5", "eval_loss": "1.75"}]
     return Results(RECIPE, stages, timing, {"sft": curve, "dpo": curve})
+
+
+def drafting(steps: float, shares: tuple[float, ...]) -> dict[str, float]:
+    """What a report of `bench` says more of a variant that drafts."""
+    counted = {"acceptance_length": 1 + sum(shares)} | {f"acceptance_at_{n}": share for n, share in enumerate(shares)}
+    domain, generic = ({f"{text}_{name}": value for name, value in counted.items()} for text in ("domain", "generic"))
+    gap = {"domain_tokens_per_step": steps, "generic_tokens_per_step": steps - 0.5, "gap_tokens_per_step": 0.5}
+    return domain | generic | gap | {"lossless_tokens": 1024, "lossless_ties": 3}
 
 
 MEASURES = [key for key, _, _ in pages.MEASURES]
@@ -194,15 +195,23 @@ def likelihoods() -> dict[str, list[dict[str, Any]]]:
 
 
 def test_speculation_is_told_with_what_it_gains_and_where_it_is_off(results: Results) -> None:
-    head, ngram = "1.75 (1.88: 0.62, 0.25)", "1.75 (1.50: 0.50)"
-    for page in (carded(results), reported(results)):
-        for cell in (head, ngram, "1.25 (1.88: 0.62, 0.25)", "+0.50"):
-            assert cell in page
-        assert "eagle3: its speed was not measured; ngram: its speed was not measured." in page
-    results.stages["bench/eagle3"] = {"c8_tokens_per_second": 36.0}
-    assert "eagle3: 8: 0.75× (off); ngram" in carded(results)
-    without = replace(results, recipe=replace(RECIPE, draft=[]))
-    assert not any("Speculation" in page for page in (carded(without), reported(without)))
+    head, ngram = ["1.75 (1.88: 0.62, 0.25)", "1.25 (1.88: 0.62, 0.25)"], ["1.50 (1.50: 0.50)", "1.00 (1.50: 0.50)"]
+    rest = ["+0.50", "3 of 1,024", "8: 1.25× (on)"]
+    assert f"| eagle3 | {' | '.join(head + rest)} |" in carded(results)
+    assert f"<td>ngram</td><td>{'</td><td>'.join(ngram + rest)}</td>" in reported(results)
+    results.stages["bench/eagle3"]["c8_tokens_per_second"] = 36.0
+    assert "8: 0.75× (off) |" in carded(results)
+
+
+def test_a_head_is_held_against_the_lookup_that_costs_nothing(results: Results) -> None:
+    told = "eagle3 yields {} tokens a step on the domain than n-gram lookup"
+    assert all(told.format("more") in page for page in (carded(results), reported(results)))
+    results.stages["bench/eagle3"]["domain_tokens_per_step"] = 1.25
+    assert told.format("no more") in carded(results)
+    del results.stages["bench/ngram"]
+    assert "n-gram lookup" not in carded(results)
+    del results.stages["bench/eagle3"]
+    assert not any("Speculation" in page for page in (carded(results), reported(results)))
 
 
 def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
@@ -217,8 +226,6 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
         "| bf16 | 8 | 48 (45–49) | 31 / 41 | 20.5 / 29.5 | 1.16 |",  # $0.1 / (3600 × 48 × 0.5) × 1e6
         "| ngram | 1 | 24 (22–24) |",
         "Prompts of 320 tokens, answers of 32.",
-        "Draft ngram, on test prompts: 0.25 of drafted tokens accepted, 1.75 tokens a drafted step, lossless (1,024 tokens, 3 of "
-        "them ties); of bf16's tokens/s 1.25× at 8: it pays at 8.",
         "Dollars at 0.1 an hour (https://example.org/prices, 2026-05-07) and 50% of the rate asked for",
         "Small $3.00 (2026-05-01)",  # 1.0 + 0.2 × 320 / 32
         "1 checks passed, 0 failed, 1 were skipped",

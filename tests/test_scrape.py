@@ -17,6 +17,7 @@ vllm:spec_decode_num_draft_tokens_total{engine="0"} 30.0
 vllm:spec_decode_num_accepted_tokens_total{engine="0"} 12.0
 vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="0"} 8.0
 vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="1"} 4.0
+vllm:generation_tokens_total{engine="0"} 72.0
 vllm:prefix_cache_queries_total{engine="0"} 400.0
 vllm:prefix_cache_hits_total{engine="0"} 100.0
 """
@@ -40,6 +41,7 @@ def test_a_draft_is_told_by_tokens_of_a_step_and_by_position() -> None:
         "drafts": 10,
         "acceptance": pytest.approx(0.4),
         "acceptance_length": pytest.approx(2.2),
+        "tokens_per_step": pytest.approx(1.2),
         "acceptance_at_0": 0.8,
         "acceptance_at_1": 0.4,
     }
@@ -52,5 +54,21 @@ def test_only_what_was_added_counts_and_stretches_add_up() -> None:
     during = after.since(before)
     assert during.total(scrape.DRAFTS) == 5
     assert scrape.added([during, during]).total(scrape.DRAFTS) == 10
-    # Nothing drafted, waited for or looked up: nothing to say.
-    assert (scrape.speculation(during), scrape.queue(during), scrape.cached(during)) == ({}, {}, {})
+    # Nothing waited for or looked up: nothing to say.
+    assert (scrape.queue(during), scrape.cached(during)) == ({}, {})
+
+
+def test_a_draft_that_found_nothing_gained_nothing_and_no_draft_says_nothing() -> None:
+    found = scrape.parsed(TEXT)
+    idle = scrape.speculation(found.since(found))
+    assert (idle["drafts"], idle["acceptance"], idle["acceptance_at_1"]) == (0, 0, 0)
+    assert (idle["acceptance_length"], idle["tokens_per_step"]) == (1, 1)
+    lines = [line for line in TEXT.splitlines() if "spec_decode" not in line]
+    assert scrape.speculation(scrape.parsed("\n".join(lines))) == {}
+
+
+def test_steps_without_a_draft_count_against_a_method_that_has_few() -> None:
+    few = TEXT.replace('drafts_total{engine="0"} 10.0', 'drafts_total{engine="0"} 1.0').replace("72.0", "1212.0")
+    found = scrape.speculation(scrape.parsed(few))
+    assert found["acceptance_length"] == 13
+    assert found["tokens_per_step"] == pytest.approx(1.01)

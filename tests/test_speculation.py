@@ -1,71 +1,32 @@
-"""What vLLM's counters say of a draft, whether it pays, and what counts as the same greedy answer."""
+"""How vLLM is told to draft, what a draft gains, and whether it pays."""
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from commands.compose import composed
-from scripts import speculation as stage
-from temper import metrics, params, records, speculation
-from temper.speculation import Counters, Greedy, Ngram, Verdict
+from temper import metrics, speculation
+from temper.speculation import Speculation, Verdict
 
-# As vLLM 0.32 writes it, of two engines.
-EXPOSITION = """
-# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
-# TYPE vllm:spec_decode_num_drafts_total counter
-vllm:spec_decode_num_drafts_total{engine="0",model_name="dpo"} 6.0
-vllm:spec_decode_num_drafts_total{engine="1",model_name="dpo"} 4.0
-vllm:spec_decode_num_drafts_created{engine="0",model_name="dpo"} 1.7e+09
-vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="dpo"} 30.0
-vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="dpo"} 12.0
-vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="dpo",position="0"} 7.0
-vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="dpo",position="1"} 3.0
-vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="dpo",position="2"} 2.0
-vllm:generation_tokens_total{engine="0",model_name="dpo"} 36.0
-vllm:prompt_tokens_total{engine="0",model_name="dpo"} 900.0
-"""
-
-
-def test_counters_are_read_from_the_exposition_and_summed_over_engines() -> None:
-    assert speculation.counters(EXPOSITION) == Counters(10, 30, 12, (7, 3, 2), 36)
-    assert speculation.counters("python_info 1.0\n") == Counters()
-
-
-def test_figures_are_of_what_was_counted_in_between() -> None:
-    before = Counters(2, 6, 2, (1, 1, 0), 6)
-    found = speculation.acceptance(speculation.counters(EXPOSITION) - before, "eagle3_domain_")
-    assert found == pytest.approx(
-        {
-            "eagle3_domain_drafts": 8,
-            "eagle3_domain_acceptance": 10 / 24,
-            "eagle3_domain_acceptance_length": 1 + 10 / 8,
-            "eagle3_domain_acceptance_at_0": 6 / 8,
-            "eagle3_domain_acceptance_at_1": 2 / 8,
-            "eagle3_domain_acceptance_at_2": 2 / 8,
-            "eagle3_domain_tokens_per_step": 30 / 20,
-        }
-    )
-    assert speculation.counters(EXPOSITION) - Counters() == speculation.counters(EXPOSITION)
-
-
-def test_steps_without_a_draft_count_against_a_method_that_has_few() -> None:
-    found = speculation.acceptance(Counters(drafts=1, drafted=3, accepted=3, accepted_at=(1, 1, 1), generated=103))
-    assert found["acceptance_length"] == 4
-    assert found["tokens_per_step"] == pytest.approx(1.03)
-
-
-def test_a_method_without_a_draft_gains_nothing() -> None:
-    found = speculation.acceptance(Counters(generated=20))
-    assert (found["acceptance"], found["acceptance_length"], found["tokens_per_step"]) == (0, 1, 1)
+SHIPPED = {"ngram": ("ngram", 3, 2, 4, 32, 32, 96, 0.25), "eagle3": ("eagle3", 3, None, None, 32, 32, 96, 0.25)}
 
 
 def test_the_gap_is_the_domain_over_general_text() -> None:
-    found = {f"eagle3_{text}_{name}": value for text, value in (("domain", 2.0), ("generic", 1.25)) for name in NAMES}
-    gaps = speculation.contrast(found, "eagle3", "domain", "generic")
-    assert gaps == {"eagle3_acceptance_length_gap": 0.75, "eagle3_tokens_per_step_gap": 0.75}
+    domain = {"drafts": 9, "acceptance_length": 2.0, "tokens_per_step": 1.5, "acceptance_at_0": 0.5}
+    generic = {"drafts": 4, "acceptance_length": 1.25, "tokens_per_step": 1.25, "acceptance_at_0": 0.75}
+    found = {
+        f"{text}_{name}": value for text, of in (("domain", domain), ("generic", generic)) for name, value in of.items()
+    }
+    gaps = {"gap_acceptance_length": 0.75, "gap_tokens_per_step": 0.25, "gap_acceptance_at_0": -0.25}
+    assert speculation.contrast(found | {"lossless": 1}) == gaps
 
 
-NAMES = ("acceptance_length", "tokens_per_step")
+def test_a_head_must_yield_more_than_a_lookup() -> None:
+    reports = [{"domain_tokens_per_step": steps} for steps in (1.5, 1.5, 1.25)]
+    assert speculation.beats(reports[0], reports[2])
+    assert not speculation.beats(reports[0], reports[1])
 
 
 def test_a_method_pays_where_it_serves_faster() -> None:
@@ -102,57 +63,30 @@ def test_verdicts_are_of_reports_that_bench_wrote(tmp_path: Path) -> None:
     assert speculation.measured("eagle3", tmp_path) == [Verdict(1, 10.0, 13.0)]
 
 
-PLAIN = Greedy([5, 6, 7], [{5: -0.1, 9: -3.0}, {6: -0.7, 8: -0.7004, 9: -2.0}, {7: -0.2}])
+def test_vllm_is_told_what_each_method_takes() -> None:
+    ngram, head = (Speculation(*SHIPPED[name]).arguments(Path("models/draft")) for name in ("ngram", "eagle3"))
+    told = dict(pairwise(ngram))
+    assert told["--speculative-config.prompt_lookup_max"] == "4"
+    assert not any("model" in key for key in ngram)
+    assert dict(pairwise(head))["--speculative-config.model"] == "models/draft"
+    assert not any("lookup" in key for key in head)
 
 
 @pytest.mark.parametrize(
-    ("speculating", "expected"),
+    ("changed", "said"),
     [
-        ([5, 6, 7], "equal"),
-        ([5, 8, 1, 1], "tie"),  # as likely but for the last bits; what follows has another beginning
-        ([9, 6, 7], "different"),
-        ([5, 9, 7], "different"),
-        ([5, 1, 7], "different"),  # not among the likeliest
-        ([5, 6], "different"),
-        ([], "different"),
+        ({"method": "medusa"}, "speculation.method is 'medusa', expected ngram or eagle3"),
+        ({"tokens": 0}, "must be 1 or more"),
+        ({"generic": 0}, "must be 1 or more"),
+        ({"lookup_max": 1}, "n-grams of 2 to 1"),
+        ({"lookup_min": None}, "n-grams of None to 4"),
+        ({"lookup_min": 0}, "n-grams of 0 to 4"),
     ],
 )
-def test_an_answer_is_kept_but_for_ties(speculating: list[int], expected: str) -> None:
-    assert speculation.compared(PLAIN, speculating, tie=1e-3) == expected
-
-
-def test_a_tie_is_as_wide_as_the_rounding_of_the_sums() -> None:
-    assert speculation.compared(PLAIN, [5, 8, 7], tie=1e-4) == "different"
-    assert speculation.TIES["float32"] < speculation.TIES["bfloat16"]
-    counts = speculation.lossless([PLAIN] * 3, [[5, 6, 7], [5, 8, 7], [9, 6, 7]], 1e-3, "ngram_domain_")
-    assert counts == {"ngram_domain_answers": 3, "ngram_domain_ties": 1, "ngram_domain_changed": 1}
-
-
-def test_an_n_gram_lookup_that_finds_nothing_is_refused() -> None:
-    assert speculation.ngram(Ngram(3, 2, 4)) == {
-        "method": "ngram",
-        "num_speculative_tokens": 3,
-        "prompt_lookup_min": 2,
-        "prompt_lookup_max": 4,
-    }
-    for wrong in (Ngram(0, 2, 4), Ngram(3, 5, 4), Ngram(3, 0, 4)):
-        with pytest.raises(SystemExit, match=r"^speculation\.ngram: .*conf/speculation$") as error:
-            speculation.ngram(wrong)
-        assert "\n" not in str(error.value)
-
-
-def test_the_domain_is_asked_without_its_answers_and_general_text_is_what_somebody_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "params.yaml").write_text(composed(["speculation.domain=2", "speculation.generic=5"]))
-    monkeypatch.chdir(tmp_path)
-    cfg = params.load("speculation", stage.Speculation)
-    answered = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "null"}]
-    rows = [{"id": str(number), "messages": answered} for number in range(4)]
-    records.write(stage.TEST, [*rows, {"id": "text", "kind": "text", "text": "prose"}])
-    records.write(stage.GENERAL, [{"id": "1", "text": "A passage."}])
-    assert stage.domain(cfg) == [answered[:1]] * 2
-    assert stage.generic(cfg) == [[{"role": "user", "content": "A passage."}]]
-    records.write(stage.GENERAL, [])
-    with pytest.raises(SystemExit, match=r"^data/general\.jsonl: 0 rows of which to ask 5: .*conf/speculation$"):
-        stage.generic(cfg)
+def test_speculation_without_meaning_is_refused_in_one_line(changed: dict[str, Any], said: str) -> None:
+    for shipped in SHIPPED.values():
+        Speculation(*shipped).check("bench.ngram")
+    with pytest.raises(SystemExit, match=r"^bench\.ngram: .*: correct conf/bench$") as error:
+        replace(Speculation(*SHIPPED["ngram"]), **changed).check("bench.ngram")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -60,7 +60,7 @@ def asked(variant: str) -> set[str]:
 LAST = {"gate", "card", "scorecard"}
 RETAINED = {f"retention@{name}" for name in ("gptq", "awq", "gguf")} | LAST
 BENCHED = {f"bench@{name}" for name in ("bf16", "ngram", "eagle3", "gptq", "awq", "gguf")}
-DRAFTED = {"draft@eagle3", "speculation@eagle3", "bench@eagle3"}
+DRAFTED = {"draft@eagle3", "bench@eagle3"}
 RELEASED = RETAINED | BENCHED | DRAFTED | {"quantize@gptq", "quantize@awq", "quantize@gguf"}
 AFTER_DPO = RELEASED | asked("dpo") | {"dpo@sft", "evaluate@dpo"}
 AFTER_SFT = AFTER_DPO | {"sft@base", "preferences@sft", "evaluate@sft"}
@@ -156,7 +156,6 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("retention.limits.kl=0.5", RETAINED),
         ("recipe.formats=[gguf]", LAST | {"safety@base", "safety@dpo"}),
         ("draft.epochs=2", DRAFTED | {"card", "scorecard"}),
-        ("speculation.ngram.max=3", {"speculation@eagle3", "card", "scorecard"}),
         ("recipe.draft=[]", LAST | {"safety@base", "safety@dpo"}),
         ("split.seed=3", AFTER_SPLIT),
         ("bench.bf16.load.warmup=4", LAST | {"bench@bf16"}),

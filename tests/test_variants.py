@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from commands.compose import composed
 from scripts.bench import Bench
 from temper import envs, params, variants
-from temper.variants import Speculation
+from temper.speculation import Speculation
 from tests.test_serve import GGUF
 from tests.test_server import MODEL
 
@@ -81,7 +81,7 @@ def test_llama_cpp_is_measured_without_the_gateway_as_vllm_is(models: Path) -> N
     [
         ({"engine": "tgi"}, "engine 'tgi'"),
         ({"engine": "llama.cpp"}, "one request at a time"),
-        ({"speculation": Speculation("medusa", 3, None, None, 4, 0.1)}, "speculation 'medusa'"),
+        ({"speculation": Speculation("medusa", 3, None, None, 4, 4, 24, 0.1)}, "speculation.method is 'medusa'"),
     ],
 )
 def test_what_makes_no_server_is_refused_in_one_line(changed: dict[str, Any], said: str) -> None:
@@ -115,7 +115,8 @@ with variants.endpoint(served, folder, folder, 1, runtime) as server:
     found = levels.measured(server.url, folder.name, rows, served.load, 1, place)
     if served.speculation:
         chats = load.prompts(rows, 6, 1)
-        found |= lossless.held(server.url, folder.name, chats, 24, served.speculation.tie)
+        sets = {"domain": chats, "generic": [[{"role": "user", "content": "a b c d e f g"}]]}
+        found |= lossless.held(server.url, folder.name, sets, 24, served.speculation.tie)
     found["peak_memory_gb"] = server.peak_memory_gb()
 print(json.dumps(found))
 """
@@ -142,9 +143,10 @@ def test_ngrams_draft_in_vllm_and_change_no_answer(tmp_path: Path) -> None:
     assert (found["c1_requests"], found["c4_requests"], found["open70_requests"]) == (4, 16, 6)
     # Four callers of a server that takes two: some wait.
     assert found["c4_queue_mean_ms"] > found["c1_queue_mean_ms"] >= 0
-    assert 0 <= found["domain_acceptance"] <= 1 <= found["domain_acceptance_length"] <= 4
+    for text in ("domain", "generic"):
+        assert 0 <= found[f"{text}_acceptance"] <= 1 <= found[f"{text}_tokens_per_step"] <= 4
     assert found["lossless"] == 1
-    assert 0 < found["lossless_tokens"] <= 6 * 24
+    assert 0 < found["lossless_tokens"] <= 7 * 24
     assert 0.1 < found["peak_memory_gb"] < 20
 
 
