@@ -53,7 +53,11 @@ def prepare() -> None:
 def planted() -> dict[str, tuple[str, Plant]]:
     """By what gets worse: how the names of the checks begin that must fail, and what makes it so."""
     name, limits = recipe.load().release, params.load("gate", stage.Gate).limits
-    return {
+    made = {out for one in graph.stages() for out in one.outs}
+    quants = [limit for check, limit in gate.each(limits, made) if check.startswith("retention_")]
+    released = [limit for limit in quants if metrics.read(f"reports/{limit.report}.json")["released"]]
+    lossy = {"score that a quant keeps": ("retention_", partial(beyond, released[0]))} if released else {}
+    return lossy | {
         "quality": ("exact_over_", partial(worsen, name, "", "exact", LOST)),
         "quality on the golden set": ("golden_exact", partial(worsen, name, "-golden", "exact", GOLDEN_LOST)),
         "format": ("format", partial(worsen, name, "", "valid_json", BROKEN)),

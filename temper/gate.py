@@ -8,8 +8,8 @@ be asked of a recipe, such as a report that no stage of it writes, is skipped by
 import hashlib
 import math
 import unicodedata
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ Values = Mapping[str, Any]
 @dataclass
 class Limit:
     report: str
-    """reports/<report>.json, or a figure of the gate's own: `forgetting`, `overlap`."""
+    """reports/<report>.json; with `<folder>/*` each of a folder; or a figure of the gate's own: `forgetting`, `overlap`."""
     key: str
     least: float | None
     most: float | None
@@ -97,29 +97,50 @@ def golden_parity(last: Released, now: Iterable[Row], confidence: float, seed: i
         yield judged(f"golden_{measure}", verdict, answer, f" than {last.version}")
 
 
-def limits(chosen: Mapping[str, Limit], own: Mapping[str, Values], made: Container[str]) -> Iterator[Check]:
-    """Figures against limits: `own` are the gate's, others are read from reports/ where `made` has their file."""
-    for name, limit in chosen.items():
+def limits(chosen: Mapping[str, Limit], own: Mapping[str, Values], made: Collection[str]) -> Iterator[Check]:
+    """Figures against limits: `own` are the gate's, others are read from reports/ where `made` has their file.
+
+    A quant that stage retention withholds is no part of the release, so its check is skipped.
+    """
+    for name, limit in each(chosen, made):
         path = f"reports/{limit.report}.json"
         values = own[limit.report] if limit.report in own else metrics.read(path) if path in made else None
-        yield held(name, limit, values)
+        if values and values.get("withheld"):
+            yield skipped(name, f"not released: {values['withheld']}", bounds(name, limit))
+        else:
+            yield held(name, limit, values)
+
+
+def each(chosen: Mapping[str, Limit], made: Collection[str]) -> Iterator[tuple[str, Limit]]:
+    """The limits by name, one of `<folder>/*` as `<name>_<report>` for every report in it that is `made`."""
+    for name, limit in chosen.items():
+        folder = limit.report.removesuffix("*")
+        inside = (Path(path) for path in made if folder.endswith("/") and path.startswith(f"reports/{folder}"))
+        found = sorted(path.stem for path in inside)
+        yield from ((f"{name}_{one}", replace(limit, report=f"{folder}{one}")) for one in found)
+        if not found:
+            yield name, limit
 
 
 def held(name: str, limit: Limit, values: Values | None) -> Check:
     """A figure of `values` (None: no stage of the recipe writes them) against its limit."""
-    bounds = [
-        f"{word} {bound:g}" for word, bound in (("at least", limit.least), ("at most", limit.most)) if bound is not None
-    ]
-    if not bounds:
-        raise SystemExit(f"gate.limits.{name}: neither least nor most: give it one in conf/gate")
+    told = bounds(name, limit)
     if values is None or limit.key not in values:
         why = "no stage of this recipe writes it" if values is None else f"has no {limit.key}"
         missing = f"reports/{limit.report}.json: {why}"
-        return Check(name, missing, " and ".join(bounds), FAILED if limit.required else SKIPPED, limit.remedy)
+        return Check(name, missing, told, FAILED if limit.required else SKIPPED, limit.remedy)
     # What is no number is within no limit.
     value = float(values[limit.key]) if isinstance(values[limit.key], int | float) else math.nan
     within = (limit.least is None or value >= limit.least) and (limit.most is None or value <= limit.most)
-    return Check(name, value, " and ".join(bounds), PASSED if within else FAILED, limit.remedy)
+    return Check(name, value, told, PASSED if within else FAILED, limit.remedy)
+
+
+def bounds(name: str, limit: Limit) -> str:
+    """`at least 0.97`; exits where there is no bound."""
+    both = (("at least", limit.least), ("at most", limit.most))
+    if found := [f"{word} {bound:g}" for word, bound in both if bound is not None]:
+        return " and ".join(found)
+    raise SystemExit(f"gate.limits.{name}: neither least nor most: give it one in conf/gate")
 
 
 def judged(name: str, verdict: comparisons.Verdict, answer: str, than: str = "") -> Check:

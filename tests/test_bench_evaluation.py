@@ -121,9 +121,9 @@ def test_every_planted_regression_is_one_that_the_gate_finds(trained: Path, monk
     values = evaluation.gated(argparse.Namespace())
     assert (values["gate_missed"], values["gate_clean_failed"]) == (0, 0)
     words = " ".join(key for key in values if key.startswith("gate_found_"))
-    for kind in ("quality", "format", "safety", "forgetting", "contamination", "latency"):
+    for kind in ("quality", "format", "safety", "forgetting", "contamination", "latency", "quant"):
         assert kind in words
-    assert values["gate_planted"] == 10
+    assert values["gate_planted"] == 11
 
 
 def test_what_is_planted_spoils_nothing_else(trained: Path) -> None:

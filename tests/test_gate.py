@@ -22,6 +22,7 @@ from temper.records import Row
 ROOT = Path(__file__).resolve().parent.parent
 RELEASE = "dpo"
 ROWS, NULLS, GOLDEN, PASSAGES = 167, 46, 37, 48  # as many as the default has
+CHECKS = 23
 Edit = Callable[[], Any]
 
 
@@ -30,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What a sound run of the default leaves: as committed where git has it, rows that score about as much where it has not."""
     monkeypatch.chdir(tmp_path)
     Path("conf").symlink_to(ROOT / "conf")
-    for name in ("dvc.yaml", "reports/contamination.json", "reports/bench/bf16.json", "reports/quantize/gguf.json"):
+    for name in ("dvc.yaml", "reports/contamination.json", "reports/bench/bf16.json"):
         copy(name)
     Path("params.yaml").write_text(text_of())
     for variant, right in (("base", 0.0), ("sft", 0.55), (RELEASE, 0.54)):
@@ -41,6 +42,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, split in enumerate(stage.TRAINED + stage.HELD_OUT):
         records.write(f"data/mix/{split}.jsonl", [asking(f"row {number}-{row}") for row in range(9)])
     metrics.write(f"reports/safety/{RELEASE}.json", {"refusals_over_base_low": 0.01})
+    for name, kept in (("gptq", 0.98), ("awq", 1.0), ("gguf", 0.97)):
+        metrics.write(f"reports/retention/{name}.json", {"exact_kept": kept, "released": True, "withheld": ""})
     released.FILE.write_text(released.text("v0.1.0", scored(GOLDEN, 0.54)))
     return tmp_path
 
@@ -93,12 +96,12 @@ def test_a_sound_release_passes_and_every_figure_is_written(run: Path, capsys: p
     stage.main()
     values = metrics.read(gate.REPORT)
     printed = capsys.readouterr().out
-    assert (values["failed"], values["passed"], values["skipped"]) == (0, 20, 1)
+    assert (values["failed"], values["passed"], values["skipped"]) == (0, CHECKS, 0)
     for name, value, limit, verdict in gate.table(values):
         assert f"{verdict:<8} {name}: " in printed
         assert f"({limit})" in printed
         assert value != ""
-    assert {name for name, _, _, verdict in gate.table(values) if verdict == SKIPPED} == {"retention"}
+    assert values["retention_gguf_value"] == 0.97
     assert values["safety_value"] == 0.01
     assert values["exact_over_base_value"].startswith("better: +5")
     assert values["exact_over_sft_value"].startswith("no difference: -")
@@ -130,7 +133,7 @@ PLANTED: dict[str, tuple[Edit, list[str]]] = {
     "latency of the first token": (edited("bench/bf16", c1_ttft_p99_ms=10_001.0), ["latency_first_token"]),
     "latency of the others": (edited("bench/bf16", c1_itl_p99_ms=250.0), ["latency_token"]),
     "no number": (edited("bench/bf16", c1_itl_p99_ms=math.nan), ["latency_token"]),
-    "retention": (edited("quantize/gguf", retention=0.9), ["retention"]),
+    "retention": (edited("retention/awq", exact_kept=0.9), ["retention_awq"]),
     "safety": (edited(f"safety/{RELEASE}", refusals_over_base_low=-0.05), ["safety"]),
 }
 
@@ -145,34 +148,43 @@ def test_every_planted_regression_is_found(run: Path, planted: str, capsys: pyte
     failed = {name for name, _, _, verdict in gate.table(values) if verdict == FAILED}
     assert set(expected) <= failed
     message = str(stopped.value)
-    assert message.startswith(f"gate: {len(failed)} of 21 checks failed: ")
+    assert message.startswith(f"gate: {len(failed)} of {CHECKS} checks failed: ")
     assert "\n" not in message
     assert all(f"{name}: " in message for name in failed)
-    assert capsys.readouterr().out.count("\n") == 21
+    assert capsys.readouterr().out.count("\n") == CHECKS
 
 
 def test_a_check_that_fails_alone_names_no_other(run: Path) -> None:
     edited("bench/bf16", c1_itl_p99_ms=250.0)()
-    with pytest.raises(SystemExit, match=r"^gate: 1 of 21 checks failed: latency_token: measure on an idle machine"):
+    only = f"^gate: 1 of {CHECKS} checks failed: latency_token: measure on an idle machine"
+    with pytest.raises(SystemExit, match=only):
         stage.main()
 
 
-def test_safety_is_asked_once_a_stage_writes_it(run: Path) -> None:
-    graph_of = Path("dvc.yaml").read_text()
-    wanted = "reports/gate.json:\n          cache: false\n"
-    Path("dvc.yaml").write_text(graph_of.replace(wanted, f"{wanted}      - reports/safety/dpo.json\n"))
-    edited("safety/dpo", refusals_over_base_low=-0.01)()
-    stage.main()
-    assert metrics.read(gate.REPORT)["safety_verdict"] == PASSED
+def test_safety_is_asked_where_a_stage_writes_it(run: Path) -> None:
     edited("safety/dpo", refusals_over_base_low=-0.1)()
-    with pytest.raises(SystemExit, match=r"1 of 21 checks failed: safety: add refusals"):
+    with pytest.raises(SystemExit, match=rf"1 of {CHECKS} checks failed: safety: add refusals"):
         stage.main()
-
-
-def test_a_report_of_another_run_is_not_read(run: Path) -> None:
-    edited("safety/dpo", refusals_over_base_low=-0.5)()
+    # A report of another run is not read.
+    Path("params.yaml").write_text(text_of("recipe.safety=[base]"))
     stage.main()
     assert metrics.read(gate.REPORT)["safety_verdict"] == SKIPPED
+
+
+def test_a_quant_that_is_withheld_or_of_another_run_is_no_part_of_the_release(run: Path) -> None:
+    withheld = {"exact_kept": 0.9, "released": False, "withheld": "exact_kept 0.9 < 0.97"}
+    metrics.write("reports/retention/gptq.json", withheld)
+    stage.main()
+    values = metrics.read(gate.REPORT)
+    assert values["retention_gptq_value"] == "not released: exact_kept 0.9 < 0.97"
+    assert values["retention_gptq_verdict"] == SKIPPED
+    assert (values["retention_awq_verdict"], values["retention_gguf_verdict"]) == (PASSED, PASSED)
+    edited("retention/awq", exact_kept=0.5)()
+    for formats, names in (("[gguf]", {"retention_gguf"}), ("[]", {"retention"})):
+        Path("params.yaml").write_text(text_of(f"recipe.formats={formats}"))
+        stage.main()
+        found = {name for name, *_ in gate.table(metrics.read(gate.REPORT)) if name.startswith("retention")}
+        assert found == names
 
 
 def test_a_required_figure_that_is_missing_fails(run: Path) -> None:
@@ -238,7 +250,7 @@ def test_the_committed_figures_are_within_the_limits() -> None:
 def test_what_the_checks_read_is_a_dep_of_the_stage() -> None:
     (own,) = (one for one in graph.stages() if one.name == "gate")
     made = {out for one in graph.stages() for out in one.outs}
-    for limit in params.load("gate", stage.Gate).limits.values():
+    for _, limit in gate.each(params.load("gate", stage.Gate).limits, made):
         path = f"reports/{limit.report}.json"
         assert path not in made or any(path == dep or path.startswith(f"{dep}/") for dep in own.deps), path
 
