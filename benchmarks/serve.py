@@ -37,7 +37,7 @@ from benchmarks.train import Contenders, Figures, in_turn, median
 from commands.serve import Served
 from scripts.bench import Bench
 from temper import cost, envs, load, lossless, metrics, params, recipe, variants
-from temper.endpoint import Endpoint
+from temper.server import Endpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUT = REPOSITORY / "reports/benchmarks/serve.json"

@@ -54,9 +54,9 @@ from benchmarks.serve_callers import (
 )
 from commands.serve import Served
 from temper import hardware, load, lossless, metrics, scrape
-from temper.endpoint import Endpoint
 from temper.load import Chat
 from temper.lossless import Answer
+from temper.server import Endpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUT = REPOSITORY / "reports/benchmarks/serve_faults.json"

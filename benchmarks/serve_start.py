@@ -11,7 +11,7 @@ from commands import serve
 from commands.compose import composed
 from commands.serve import Served
 from temper import server
-from temper.endpoint import Endpoint
+from temper.server import Endpoint
 
 DRAINED = 150.0  # seconds in which answers, and then the log, must have come to their end
 MAKE = ("make", "--no-print-directory", "serve")

@@ -61,9 +61,8 @@ class Verifier(Server):
     """The model that a head drafts for, with more of vLLM's arguments, under the name of its folder, as the package asks for it."""
 
     def __init__(self, job: Job, *more: str) -> None:
-        super().__init__(job.model, job.cfg.dtype, job.cfg.seed, job.runtime)
-        name = ["--served-model-name", str(job.model)]
-        self._arguments += [*name, "--max-model-len", str(job.cfg.sequence_length), *more]
+        options = ("--served-model-name", str(job.model), "--max-model-len", str(job.cfg.sequence_length))
+        super().__init__(job.model, job.cfg.dtype, job.cfg.seed, job.runtime, *options, *more)
 
 
 def shape(model: Path) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from temper import envs, params, server
-from temper.endpoint import Endpoint
+from temper.server import Endpoint
 from temper.speculation import EAGLE3, Speculation
 
 ENGINES = ("vllm", "llama.cpp")

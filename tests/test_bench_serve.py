@@ -140,14 +140,14 @@ def test_the_bare_engine_has_the_flags_of_make_serve_and_no_gateway(
     monkeypatch.setattr(command.vllm, "require_build", lambda: None)
     (tmp_path / "config.json").write_text("{}")
     with serve_start.prepared([f"serve.model={tmp_path}", "serve.limits.concurrent=7"]) as served:
-        ours, bare = command.command(served), serve_start.bare(served)._command
+        ours, bare = command.command(served), serve_start.bare(served).command
     without = [part for part in ours if part not in ("--middleware", command.MIDDLEWARE)]
     port = without.index("--port") + 1
     assert without[:port] + without[port + 1 :] == bare[:port] + bare[port + 1 :]
     assert "7" in bare
     (tmp_path / "m.gguf").write_bytes(b"")
     with serve_start.prepared(["serve=llama.cpp", f"serve.model={tmp_path}/m.gguf"]) as served:
-        assert serve_start.bare(served)._command[-1] == "--bare"
+        assert serve_start.bare(served).command[-1] == "--bare"
 
 
 def test_the_readme_has_what_was_measured_of_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

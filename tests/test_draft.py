@@ -117,7 +117,7 @@ def write_shape(model: Path, **changed: int) -> None:
 def test_the_model_is_served_under_the_name_that_the_package_asks_for(cfg: Draft) -> None:
     write_shape(Path("model"))
     runtime = {"threads": 2, "serve_memory_gb": 1, "serve_eager": True, "serve_port": None}
-    flags = draft.Verifier(draft.Job(Path("model"), cfg, Path("scratch"), runtime), "--more")._arguments
+    flags = draft.Verifier(draft.Job(Path("model"), cfg, Path("scratch"), runtime), "--more").command
     given = dict(pairwise(flags))  # of a flag that is there twice the last one counts, as it does for vLLM
     assert (given["--served-model-name"], given["--max-model-len"]) == ("model", str(cfg.sequence_length))
     assert flags[-1] == "--more"

@@ -16,8 +16,8 @@ import pytest
 from benchmarks import serve_callers, serve_faults, serve_start
 from benchmarks.serve_callers import Reply, Target
 from temper import server
-from temper.endpoint import Endpoint
 from temper.lossless import Answer
+from temper.server import Endpoint
 from tests import serve_stand_in
 from tests.test_gateway import shipped
 from tests.test_serve import vllm

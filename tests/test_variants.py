@@ -38,7 +38,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(served: Bench, models: Path, folder: str) -> str:
     endpoint = variants.endpoint(served, models / folder, models / "dpo", 17, RUNTIME)
-    return " ".join(endpoint._command)
+    return " ".join(endpoint.command)
 
 
 def test_every_variant_is_a_section_that_makes_a_server(models: Path, tmp_path: Path) -> None:
