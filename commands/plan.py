@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from commands.compose import composed
-from temper import plan, renderers
+from temper import memory, plan, renderers
 from temper.plan import Estimate, Run
 
 WIDTH = 140  # of tables that go to a file or a pipe
@@ -192,7 +192,19 @@ def assumptions(run: Run, found: list[Estimate]) -> list[str]:
         f"${price(run):.2f} an hour and device; data stages, downloads and retries not counted",
         f"{device.process_gb:g} GB a device for libraries and context; {device.slack:.0%} on top of activations",
         f"{largest.host / GB:.1f} GB of a machine's memory, of {run.host_capacity / GB:.0f}, for {why}",
+        *([drafting(run)] if run.settings.recipe.draft else []),
     ]
+
+
+def drafting(run: Run) -> str:
+    """What the figures of `draft` rest on."""
+    cfg, head, (rows, row) = run.settings.draft, plan.head(run), plan.drafted(run)
+    states = head.states(rows * row, memory.WIDTHS[plan.DTYPES[cfg.dtype]])
+    masked = "all of a pack, as on a CPU" if head.on_cpu else "its own row"
+    return (
+        f"draft: {head.trained():,} weights learn, {head.frozen():,} are the model's; {rows:,} answers, {row:.0f} tokens each with "
+        f"their prompts, whose hidden states take {states / GB:.1f} GB of disk; a token attends {masked}; three starts"
+    )
 
 
 def verdict(run: Run, found: list[Estimate], remedies: Remedies) -> list[str]:

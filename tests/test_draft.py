@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ import pytest
 from commands.compose import composed
 from scripts import draft as stage
 from scripts.draft import Draft
-from temper import draft, eagle3_trainer, params, records
+from temper import draft, eagle3_trainer, model_shape, params, records
+from temper.eagle3_shape import Head
 
 
 @cache
@@ -321,6 +323,13 @@ LlamaForCausalLM(LlamaConfig(vocab_size=len(wrapped), max_position_embeddings=51
 """
 
 
+def tensors(file: Path) -> dict[str, list[int]]:
+    """The shapes in a safetensors file, by name, from its header."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
 @pytest.mark.engine
 def test_a_head_is_trained_twice_alike_and_changes_no_greedy_answer(
     tmp_path: Path, clone_to: Callable[[Path], Path]
@@ -352,6 +361,11 @@ def test_a_head_is_trained_twice_alike_and_changes_no_greedy_answer(
     assert not any((root / "models/draft").glob("*.txt"))
     told = "".join(file.read_text() for file in (root / "models/draft").glob("*.[jy]*"))
     assert str(tmp_path) not in told
+
+    config = json.loads((root / "models/dpo/config.json").read_text())
+    head = Head(model_shape.of(config | {"head_dim": 64}, ""), 1, 128, read=1, steps=3, length=512, on_cpu=True)
+    sizes = {name: prod(shape) for name, shape in tensors(root / "models/draft/model.safetensors").items()}
+    assert sum(size for name, size in sizes.items() if name == "fc.weight" or "_proj" in name) == head.trained()
 
     for name, folder in (("eagle3", "draft"), ("ngram", "dpo")):
         subprocess.run([*in_serve, "-m", "scripts.bench", name, folder, "dpo"], cwd=root, check=True, timeout=900)
