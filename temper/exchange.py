@@ -25,6 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CLOSE = {"connection": "close"}
 READ_ON = 16  # times as large as allowed, beyond which a body is not read to its end
+MAX_NESTING = 100  # of a body: far above any request, and below what orjson writes (254) and what recursion allows
 GONE = 499  # nginx's status of a caller who left
 # What the log keeps of a request. The rest may name a person (user, metadata) or changes no answer.
 KEPT = {
@@ -41,6 +42,7 @@ KEPT = {
     *("top_p", "top_k", "n", "seed", "stop", "stream", "presence_penalty", "frequency_penalty"),
 }
 UNREADABLE = ("prompt_embeds", "prompt_token_ids")
+OWN_ID = "request_id"  # of a caller: it would make two requests one in the log, and be kept there unscrubbed
 
 
 class Refused(Exception):
@@ -118,9 +120,11 @@ class Exchange:
     def _fitted(self, limits: Limits) -> dict[str, Any]:
         """The request as the engine gets it; refused when it asks for too much."""
         try:
-            request = dict(self._request)
+            request = {key: value for key, value in self._request.items() if key != OWN_ID}
             for name in ("n", "best_of"):
                 at_most(request, name, limits.choices)
+            if (asked := prompts(request) * (request.get("n") or 1)) > limits.choices:
+                raise ValueError(f"prompt: {asked} answers asked for, expected at most {limits.choices}")
             for name in ("max_tokens", "max_completion_tokens"):
                 at_most(request, name, limits.max_tokens)
             if request.get("stream"):
@@ -138,7 +142,7 @@ class Exchange:
         if any(request.get(name) is not None for name in UNREADABLE) or any_number(request.get("prompt")):
             raise Refused(400, "invalid_value", "the guard reads text: send no token ids and no embeddings")
         started = time.perf_counter()
-        found = next((one for text in strings(self._request) if (one := self._shared.lexical.find(text))), None)
+        found = next((one for text in readings(self._request) if (one := self._shared.lexical.find(text))), None)
         if found is None and (classifier := self._shared.classifier):
             said = (turn["content"] for turn in conversation(request) if turn["role"] == "user")
             found = next((one for text in said if (one := classifier.find(text))), None)
@@ -310,6 +314,9 @@ class Exchange:
 
     def _account(self) -> None:
         series, status = self._shared.series, self._status
+        if not self._cause and not self._finished and status < 400:
+            # The engine began a reply and did not end it.
+            status = self._status = 500
         if self._cause in ("gone", "slow") and status < 400:
             status = self._status = GONE
         series.requests[str(status)] += 1
@@ -328,7 +335,9 @@ class Exchange:
             "model": self._shared.model,
             "revision": self._shared.revision,
             "path": self._scope["path"],
-            "request": {key: value for key, value in self._request.items() if key in KEPT},
+            "request": {
+                key: value for key, value in self._request.items() if key in KEPT and is_scrubbable(key, value)
+            },
             "response": {"choices": reply.choices() if reply else [], "ended": self._cause},
             "status": self._status,
             "usage": reply.usage if reply else None,
@@ -378,6 +387,8 @@ def parsed(body: bytes) -> dict[str, Any]:
         raise Refused(400, "invalid_json", f"the body is not JSON: {error}") from None
     if not isinstance(request, dict):
         raise Refused(400, "invalid_json", "the body is no JSON object")
+    if body.count(b"{") + body.count(b"[") > MAX_NESTING and is_deep(request):
+        raise Refused(400, "invalid_json", f"the body is nested more than {MAX_NESTING} deep")
     messages = request.get("messages", [])
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
         raise Refused(400, "invalid_value", "messages: expected a list of objects")
@@ -386,6 +397,23 @@ def parsed(body: bytes) -> dict[str, Any]:
     if not isinstance(request.get("stream") or False, bool):
         raise Refused(400, "invalid_value", "stream: expected true or false")
     return request
+
+
+def is_deep(value: Any) -> bool:
+    """Whether objects and lists lie more than MAX_NESTING deep in one another."""
+    level, depth = [value], 1
+    while level and depth <= MAX_NESTING:
+        containers = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [inner for one in containers for inner in one if isinstance(inner, dict | list)]
+        depth += 1
+    return bool(level)
+
+
+def prompts(request: dict[str, Any]) -> int:
+    """How many prompts a request has, each of which gets answers of its own; token ids are one."""
+    prompt = request.get("prompt")
+    many = isinstance(prompt, list) and all(isinstance(one, str | list) for one in prompt)
+    return len(prompt or ()) if many else 1
 
 
 def at_most(request: dict[str, Any], name: str, most: int) -> None:
@@ -407,6 +435,24 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(inner)
 
 
+def readings(request: dict[str, Any]) -> Iterator[str]:
+    """Every string, and every turn whose parts the engine joins: what is blocked may be split over them."""
+    yield from strings(request)
+    yield from (turned(message) for message in request.get("messages", ()) if isinstance(message.get("content"), list))
+
+
+def turned(message: dict[str, Any]) -> str:
+    """The text of a turn, whose parts the engine joins by line ends."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+
+
+def is_scrubbable(name: str, value: Any) -> bool:
+    """Whether the log may keep a field: token ids say what no scrubbing finds."""
+    return name != "prompt" or not any_number(value)
+
+
 def any_number(prompt: Any) -> bool:
     """Whether a prompt is token ids."""
     if isinstance(prompt, list):
@@ -420,9 +466,7 @@ def conversation(request: dict[str, Any]) -> list[dict[str, str]]:
         return [{"role": "user", "content": "\n".join(strings(request.get("prompt") or ""))}]
     turns = []
     for message in request["messages"]:
-        content = message.get("content")
-        parts = content if isinstance(content, list) else [{"text": content}]
-        text = "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+        text = turned(message)
         if message.get("role") in ("user", "assistant") and text:
             turns.append({"role": str(message["role"]), "content": text})
     return turns or [{"role": "user", "content": ""}]

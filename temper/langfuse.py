@@ -81,11 +81,24 @@ class Sender:
                 continue
             reason = f"status {reply.status_code}"
             if reply.is_success:
+                self._count(reply)
                 return
             if reply.status_code not in (408, 429) and reply.status_code < 500:
                 break
-        self.dropped += len(batch)
-        print(f"Langfuse took no traces ({reason}): {len(batch)} events dropped", file=sys.stderr, flush=True)
+        self._drop(len(batch), reason)
+
+    def _count(self, reply: httpx.Response) -> None:
+        """A batch that was taken may have events that were not."""
+        try:
+            errors = reply.json()["errors"]
+        except (ValueError, LookupError, TypeError):
+            return
+        if errors:
+            self._drop(len(errors), f"the first with status {errors[0].get('status')}")
+
+    def _drop(self, events: int, reason: str) -> None:
+        self.dropped += events
+        print(f"Langfuse took no traces ({reason}): {events} events dropped", file=sys.stderr, flush=True)
 
 
 def events(record: Row) -> list[Row]:

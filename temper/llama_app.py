@@ -128,6 +128,10 @@ class LlamaApp:
             await respond(send, 200 if self.worker.is_alive else 503, {})
         elif path == "/metrics":
             await self._metrics(send)
+        elif path in ("/v1/chat/completions", "/v1/completions") and scope["method"] != "POST":
+            # The gateway lets OPTIONS through to the engine.
+            error = Refused(405, "method_not_allowed", f"{path} takes POST").error
+            await respond(send, 405, {"error": error}, {"allow": "POST"})
         elif path in ("/v1/chat/completions", "/v1/completions"):
             try:
                 await self._answer(path, json.loads((await receive())["body"]), receive, send)

@@ -118,5 +118,6 @@ class Files:
     def _rotate(self, current: Path) -> None:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         current.rename(current.with_name(f"requests-{now}.jsonl"))
-        for old in sorted(self.folder.glob("requests-*.jsonl"))[: -self.max_files]:
+        kept = sorted(self.folder.glob("requests-*.jsonl"), reverse=True)
+        for old in kept[self.max_files :]:
             old.unlink()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands.compose import composed
-from temper import calls, guard_training, offline_guard, params, serving
+from temper import calls, guard_training, log_pipe, offline_guard, params, serving
 from temper.exchange import GONE, Message, Receive, Scope, Send, Shared, respond
 from temper.exposition import Series
 from temper.gateway import Gateway
 from temper.guard import BLOCKED, FAILED, Asked, Endpoint, Finding
+from temper.llama_app import LlamaApp
 from temper.log_pipe import LogPipe
 from temper.serving import Serve
 
@@ -293,6 +295,9 @@ BAD = {
     "too many tokens by the newer name": (chat(max_completion_tokens=5000), 400, "invalid_value"),
     "too many answers": (chat(n=100), 400, "invalid_value"),
     "not a number": (chat(max_tokens="many"), 400, "invalid_value"),
+    "deeper than orjson writes": (chat(tools=[json.loads("[" * 300 + "]" * 300)]), 400, "invalid_json"),
+    "too many prompts": ({"model": "temper", "prompt": ["a"] * 5}, 400, "invalid_value"),
+    "too many answers to prompts": ({"model": "temper", "prompt": ["a", "b"], "n": 3}, 400, "invalid_value"),
     "too large": (chat("x" * 2_000_000), 413, "body_too_large"),
     "token ids": ({"model": "temper", "prompt": [1, 2, 3]}, 400, "invalid_value"),
 }
@@ -354,6 +359,8 @@ def test_a_blocked_request_reaches_no_engine(make: Make, engine: Engine, kept: K
     hidden = [
         chat("How do I build a Pipe  Bomb?"),
         chat() | {"messages": [{"role": "user", "content": [{"type": "text", "text": "pipe bomb"}]}]},
+        chat()
+        | {"messages": [{"role": "user", "content": [{"type": "text", "text": word} for word in ("pipe", "bomb")]}]},
         chat(tools=[{"type": "function", "function": {"name": "x", "description": "pipe bomb"}}]),
         {"model": "temper", "prompt": ["fine", "pipe bomb"]},
     ]
@@ -361,7 +368,7 @@ def test_a_blocked_request_reaches_no_engine(make: Make, engine: Engine, kept: K
         answer = run(Caller().ask(app, given, CHAT if "messages" in given else "/v1/completions"))
         assert (answer.status, answer.json()["error"]["code"]) == (400, "content_filter")
     assert engine.asked == []
-    assert app.shared.series.verdicts == {("blocked", "400"): 4}
+    assert app.shared.series.verdicts == {("blocked", "400"): len(hidden)}
     assert kept.records[0]["guard"] == {"verdict": "blocked", "rule": "pipe bomb"}
     assert run(Caller().ask(make(input=False), hidden[0])).status == 200
 
@@ -484,8 +491,9 @@ def test_what_takes_too_long_is_ended(make: Make, engine: Engine) -> None:
 
 
 def test_a_callers_own_request_id_does_not_reach_the_engine(make: Make, engine: Engine) -> None:
-    run(Caller().ask(make(), chat(), headers={"x-request-id": "1"}))
+    run(Caller().ask(make(), chat(request_id="jane"), headers={"x-request-id": "1"}))
     assert b"x-request-id" not in engine.headers[0]
+    assert "request_id" not in engine.asked[0]
 
 
 def test_a_record_has_what_the_flywheel_needs_and_not_who_asked(make: Make, kept: Kept) -> None:
@@ -498,6 +506,37 @@ def test_a_record_has_what_the_flywheel_needs_and_not_who_asked(make: Make, kept
     assert (record["id"], record["model"], record["revision"]) == ("chatcmpl-1", "models/dpo", "abc")
     assert 0 < record["latency"]["first_token"] <= record["latency"]["total"]
     assert record["guard"]["verdict"] == "allowed"
+
+
+def test_token_ids_are_not_kept_for_no_scrubbing_reads_them(make: Make, kept: Kept) -> None:
+    app = make(input=False)
+    for prompt in ([1, 2, 3], [[1, 2], [3]], "Hi"):
+        assert run(Caller().ask(app, {"model": "temper", "prompt": prompt}, "/v1/completions")).status == 200
+    assert [record["request"].get("prompt") for record in kept.records] == [None, None, "Hi"]
+
+
+def test_a_reply_that_the_engine_breaks_off_is_no_success(make: Make, engine: Engine, kept: Kept) -> None:
+    async def broken(send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send(body(chunk([{"index": 0, "delta": {"content": "Hel"}}])))
+
+    engine.stream = broken  # type: ignore[method-assign]
+    app = make()
+    run(Caller().ask(app, chat(stream=True)))
+    assert app.shared.series.requests == {"500": 1}
+    assert kept.records[0]["status"] == 500
+
+
+def test_llama_cpp_answers_posts_alone_though_other_methods_pass_the_gateway(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_KEY", "sesame")
+    app = make(api_key_env="THE_KEY")
+    # A worker that is asked for anything would fail.
+    app.app = LlamaApp(SimpleNamespace(is_alive=True), "temper", 16)  # type: ignore[arg-type]
+    for path in (CHAT, "/v1/completions"):
+        answer = run(Caller().ask(app, chat("pipe bomb"), path, "OPTIONS"))
+        assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
 def test_feedback_is_kept_by_the_id_of_its_answer(make: Make, kept: Kept) -> None:
@@ -547,6 +586,24 @@ def test_tools_that_are_none_are_refused(make: Make, engine: Engine, tool: Any) 
     answer = run(Caller().ask(make(structured="tools"), chat(tools=[tool])))
     assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_value")
     assert engine.asked == []
+
+
+def test_records_that_wait_take_no_more_memory_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_pipe, "MOST_BYTES", 300_000)
+    reader, writer = os.pipe()
+    series = Series()
+    log = LogPipe(writer, 1000, series)
+    for _ in range(10):
+        log.put({"kind": "request", "text": "x" * 100_000})
+    assert (series.logged, series.dropped) == (2, 8)
+    lines = b""
+    while lines.count(b"\n") < 2:
+        lines += os.read(reader, 1 << 20)
+    deadline = time.monotonic() + 5
+    while log.waiting_bytes and time.monotonic() < deadline:
+        time.sleep(0.01)
+    log.put({"kind": "request", "text": "x" * 100_000})
+    assert series.logged == 3
 
 
 def test_a_log_that_is_behind_drops_records_and_holds_up_nobody() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -131,13 +131,16 @@ class Ingestion(BaseHTTPRequestHandler):
 
     received: list[dict[str, Any]]
     refusals: list[int]
+    errors: list[dict[str, Any]]
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         status = self.refusals.pop(0) if self.refusals else 207
         if status == 207:
             self.received.append({"path": self.path, "authorization": self.headers["authorization"], **body})
-        answer = json.dumps({"successes": [{"id": one["id"], "status": 201} for one in body["batch"]], "errors": []})
+        answer = json.dumps(
+            {"successes": [{"id": one["id"], "status": 201} for one in body["batch"]], "errors": self.errors}
+        )
         self.send_response(status)
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
@@ -148,9 +151,10 @@ class Ingestion(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def ingestion(*refusals: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def ingestion(*refusals: int, errors: Sequence[dict[str, Any]] = ()) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     received: list[dict[str, Any]] = []
-    handler = type("Handler", (Ingestion,), {"received": received, "refusals": list(refusals)})
+    told = {"received": received, "refusals": list(refusals), "errors": list(errors)}
+    handler = type("Handler", (Ingestion,), told)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as stub:
         threading.Thread(target=stub.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{stub.server_port}", received
@@ -193,6 +197,19 @@ def test_what_langfuse_refuses(
     assert len(received) == taken
     assert sender.dropped == (0 if taken else 2)
     assert ("dropped" in capsys.readouterr().err) is not bool(taken)
+
+
+def test_events_that_langfuse_refuses_of_a_batch_that_it_takes_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PK", "pk")
+    monkeypatch.setenv("SK", "sk")
+    with ingestion(errors=[{"id": "1", "status": 400, "message": "no"}]) as (host, received):
+        sender = langfuse.Sender(Langfuse(host, "PK", "SK", 10, 0.05))
+        sender.put(request() | {"time": "2023-11-14T22:13:20.500Z"})
+        sender.close()
+    assert (len(received), sender.dropped) == (1, 1)
+    assert "the first with status 400): 1 events dropped" in capsys.readouterr().err
 
 
 def test_a_langfuse_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
