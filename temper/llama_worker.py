@@ -103,7 +103,7 @@ def _chunks(engine: Any, request: Request) -> Iterator[dict[str, Any]]:
         found: Iterator[dict[str, Any]] = engine.create_completion(request["prompt"], stream=True, **options)
         return found
     if form := form_of(request.get("response_format")):
-        options["response_format"] = form
+        options |= {"grammar": grammar(engine, form["schema"])} if "schema" in form else {"response_format": form}
     return engine.create_chat_completion(request["messages"], stream=True, **options)
 
 
@@ -114,6 +114,24 @@ def _ends(engine: Any) -> list[int]:
 
     vocabulary = engine._model.vocab
     return [token for token in range(engine.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, token)]
+
+
+def grammar(engine: Any, schema: Any) -> Any:
+    """llama.cpp's grammar of a JSON schema; ValueError where it makes none.
+
+    The package would take any JSON in its place, and llama.cpp would end at one that it cannot read.
+    """
+    import llama_cpp
+
+    try:
+        made = llama_cpp.LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"response_format: llama.cpp makes no grammar of its schema ({error})") from None
+    sampler = llama_cpp.llama_sampler_init_grammar(engine._model.vocab, made._grammar.encode(), made._root.encode())
+    if not sampler:
+        raise ValueError("response_format: llama.cpp makes no grammar of its schema")
+    llama_cpp.llama_sampler_free(sampler)
+    return made
 
 
 def form_of(wanted: Any) -> dict[str, Any] | None:

@@ -1,7 +1,9 @@
 """llama.cpp's worker says when it begins with a request, and goes on past the end where it is asked to."""
 
 import math
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,6 +47,39 @@ def test_past_the_end_no_token_that_ends_can_be_drawn(monkeypatch: pytest.Monkey
     assert "logit_bias" not in engine.given
     answered(engine, ignore_eos=True)
     assert engine.given["logit_bias"] == {2: -math.inf, 7: -math.inf}
+
+
+class Grammar:
+    _grammar, _root = "root ::= x", "root"
+
+    @classmethod
+    def from_json_schema(cls, text: str, verbose: bool) -> "Grammar":
+        if "$ref" in text:
+            raise AssertionError("no fetch")
+        return cls()
+
+
+@pytest.mark.parametrize(("schema", "is_read"), [({"type": "null"}, True), ({"$ref": "x"}, True), ({}, False)])
+def test_a_schema_without_a_grammar_is_refused_and_not_taken_for_any_json(
+    schema: dict[str, Any], is_read: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[Any] = []
+    samplers = {
+        "llama_sampler_init_grammar": lambda *given: 7 if is_read else None,
+        "llama_sampler_free": freed.append,
+    }
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(LlamaGrammar=Grammar, **samplers))
+    engine: Any = Engine()
+    engine._model = SimpleNamespace(vocab=None)
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema or {"type": "object"}}}
+    found = answered(engine, response_format=form)
+    if schema == {"type": "null"}:
+        assert isinstance(engine.given["grammar"], Grammar)
+        assert "response_format" not in engine.given
+        assert freed == [7]
+    else:
+        assert (found[-1]["status"], found[-1]["error"][:15]) == (400, "response_format")
+        assert engine.given == {}
 
 
 def test_waits_are_counted_by_bounds() -> None:
