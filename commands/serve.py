@@ -27,7 +27,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from commands.compose import composed
-from temper import envs, gateway, hub, params, server, serving, stage, vllm, wheels
+from temper import envs, gateway, hub, params, retention, server, serving, stage, vllm, wheels
 from temper.serving import Serve
 
 LOCK = Path("dvc.lock")
@@ -55,7 +55,7 @@ class Served:
     @property
     def url(self) -> str:
         host = server.HOST if self.cfg.host in ("0.0.0.0", "::", "") else self.cfg.host
-        return f"http://{host}:{self.port}"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 def main(arguments: list[str]) -> None:
@@ -81,8 +81,10 @@ def prepared(file: Path) -> Served:
     present = model.is_file() if cfg.engine == "llama.cpp" else (model / "config.json").is_file()
     if not present:
         raise SystemExit(f"{model}: no model: run `make repro`, which makes it, or name another in serve.model")
-    if cfg.engine == "vllm" and OmegaConf.select(settings, "hardware.name") == params.value("hardware.name"):
-        vllm.require_build()
+    if cfg.engine == "vllm":
+        vllm.require_build(preset=str(OmegaConf.select(settings, "hardware.name")))
+    if cfg.engine == "llama.cpp" and not cfg.model:
+        retention.require_released("gguf")
     return Served(cfg, model, revision(model), chosen_port(cfg), params.runtime(file))
 
 
@@ -289,6 +291,7 @@ def modelfile() -> None:
     """Render Ollama's file of the released GGUF, in the environment that reads GGUF."""
     if not GGUF.is_file():
         raise SystemExit(f"{GGUF}: no released model yet: run `make repro`, which makes it")
+    retention.require_released("gguf")
     MODELFILE.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run([str(envs.python("quantize")), "-m", "temper.ollama", str(GGUF), str(MODELFILE)], check=False)
     if done.returncode:

@@ -137,7 +137,7 @@ def test_the_bare_engine_has_the_flags_of_make_serve_and_no_gateway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(envs, "python", lambda env: Path(f"/{env}/python"))
-    monkeypatch.setattr(command.vllm, "require_build", lambda: None)
+    monkeypatch.setattr(command.vllm, "require_build", lambda preset: None)
     (tmp_path / "config.json").write_text("{}")
     with serve_start.prepared([f"serve.model={tmp_path}", "serve.limits.concurrent=7"]) as served:
         ours, bare = command.command(served), serve_start.bare(served).command

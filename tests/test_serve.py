@@ -22,7 +22,7 @@ import pytest
 
 from commands import serve
 from commands.compose import composed
-from temper import records, request_log, serving
+from temper import metrics, records, request_log, serving
 from tests.test_server import MODEL
 
 KEY = {"authorization": "Bearer sesame"}
@@ -415,6 +415,32 @@ def prepared(tmp_path: Path, *overrides: str) -> serve.Served:
     file.write_text(composed([f"serve.model={tmp_path}", "serve.port=null", *overrides]))
     (tmp_path / "config.json").write_text("{}")
     return serve.prepared(file)
+
+
+def test_a_gguf_that_is_withheld_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(composed(["serve=llama.cpp", "serve.port=null"]))
+    monkeypatch.chdir(tmp_path)
+    serve.GGUF.parent.mkdir(parents=True)
+    serve.GGUF.write_bytes(b"")
+    withheld = {"released": False, "withheld": "exact_kept 0.91 < 0.97"}
+    metrics.write("reports/retention/gguf.json", withheld)
+    for ask in (lambda: serve.prepared(file), serve.modelfile):
+        with pytest.raises(SystemExit, match=r"^models/gguf is not released \(exact_kept 0\.91 < 0\.97\)"):
+            ask()
+    metrics.write("reports/retention/gguf.json", {"released": True, "withheld": ""})
+    assert serve.prepared(file).model == serve.GGUF
+
+
+def test_a_gpu_is_not_served_by_vllm_for_cpus(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^hardware=gpu1 needs vLLM for GPUs"):
+        prepared(tmp_path, "hardware=gpu1")
+
+
+def test_an_address_of_ipv6_is_written_as_urls_have_it(tmp_path: Path) -> None:
+    served = prepared(tmp_path)
+    served.cfg.host = "::1"
+    assert served.url == f"http://[::1]:{served.port}"
 
 
 def test_sglang_gets_what_it_calls_the_same(tmp_path: Path) -> None:
