@@ -213,7 +213,11 @@ def teacher(endpoint: Endpoint, address: str) -> Teacher:
     """The endpoint as the client knows one: what it answers is only looked at, so no licence and no price matter."""
     own: dict[str, Any] = {"base_url": address, "model": endpoint.model, "api_key_env": endpoint.api_key_env}
     own |= {"concurrency": endpoint.concurrency, "timeout": endpoint.timeout}
-    unpriced: dict[str, Any] = {"usd_per_million_prompt_tokens": 0.0, "usd_per_million_completion_tokens": 0.0, "max_usd": None}
+    unpriced: dict[str, Any] = {
+        "usd_per_million_prompt_tokens": 0.0,
+        "usd_per_million_completion_tokens": 0.0,
+        "max_usd": None,
+    }
     patient: dict[str, Any] = {"retries": 6, "backoff": 1.0, "patience": 300.0}
     return Teacher(start_server=False, dtype="", licence="not trained on", extra={}, **own, **unpriced, **patient)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from temper import comparisons, evaluation_matrix, forgetting, metrics, record, released
+from temper import comparisons, evaluation_matrix, forgetting, metrics, record, released, safety_matrix
 from temper.comparisons import WORSE
 from temper.evaluation_matrix import Asked, Matrix
 from temper.recipe import Recipe
@@ -79,6 +79,22 @@ def not_worse(measures: Iterable[str], recipe: Recipe, matrix: Matrix, answer: s
                 yield judged(name, verdict, answer)
             else:
                 yield skipped(name, "no test row of that kind", "not worse")
+
+
+def safe(remedies: Mapping[str, str], recipe: Recipe, matrix: safety_matrix.Matrix) -> Iterator[Check]:
+    """The release against the base on the probes of safety, by measure of the safety matrix."""
+    first = recipe.variants[0]
+    for measure, answer in remedies.items():
+        if measure not in safety_matrix.MEASURES:
+            known = ", ".join(safety_matrix.MEASURES)
+            raise SystemExit(f"gate.safety: '{measure}' is no measure: choose of {known} in conf/gate")
+        name = f"safety_{measure}"
+        if recipe.release == first:
+            yield skipped(name, f"{first} is what the others are compared with", "not worse")
+        elif measure in matrix:
+            yield judged(name, matrix[measure], answer, f" than {first}")
+        else:
+            yield skipped(name, "no probe of that kind", "not worse")
 
 
 def golden_parity(last: Released, now: Iterable[Row], confidence: float, seed: int, answer: str) -> Iterator[Check]:
