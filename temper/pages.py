@@ -73,7 +73,7 @@ def report(
         ),
         "funnel": figures.funnel(results.funnel()),
         "speed": figures.bars({f"{n} at once": speed(results, n) for n in results.levels()}, "tokens/s"),
-        "safety": figures.scores(safety_section.charted(results)),
+        "safety": figures.scores(safe) if (safe := safety_section.charted(results)) else "",
     }
     charts |= {
         "forest": differences(matrix),

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from scripts import card as stage
 from scripts.card import About, Card
-from temper import evaluation_matrix, metrics, mof, pages, params, records
+from temper import evaluation_matrix, metrics, mof, pages, params, records, safety_section
 from temper.cost import Api, Cost, Price
 from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
@@ -34,6 +34,8 @@ RECIPE = Recipe(
     [],
     ["base", "dpo"],
 )
+SECTIONS = ["Graph", "Task scores", "Forgetting", "Safety", "Data", "Training", "Speed", "Speculation", "Quants"]
+SECTIONS += ["Speed and quality", "Samples", "Openness", "Cost"]
 GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
@@ -195,7 +197,7 @@ def likelihoods() -> dict[str, list[dict[str, Any]]]:
 
 def test_speculation_is_told_with_what_it_gains_and_where_it_is_off(results: Results) -> None:
     head, ngram = "1.75 (1.88: 0.62, 0.25)", "1.75 (1.50: 0.50)"
-    for page in (carded(results), reported(results)):
+    for page in (carded(results), sections(reported(results))["Speculation"]):
         for cell in (head, ngram, "1.25 (1.88: 0.62, 0.25)", "+0.50"):
             assert cell in page
         assert "eagle3: its speed was not measured; ngram: its speed was not measured." in page
@@ -324,7 +326,18 @@ def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(resul
     assert "| offline guard | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) |" in card
     assert "| xstest_safe | false positives | 25 | 12.5% (6.2–18.8) | 87.5% (81.2–93.8) | 93.8% (87.5–100.0) |" in card
     assert "the offline guard blocks 50.0% (43.8–56.2)" in card
-    assert "Its safety was not evaluated" not in card
+    part = sections(report)["Safety"]
+    for cells in (
+        ("harmful requests not answered", "32", "25.0% (18.8–31.2)", "75.0% (68.8–81.2)", "better: +50.0 (+25.0"),
+        ("answers without an abusive word", "32", "25.0% (18.8–31.2)", "75.0% (68.8–81.2)"),
+        ("harmbench", "24", *["31.2% (25.0–37.5)"] * 3),
+        *(
+            (guard, *[f"{100 * share:.1f}%"])
+            for guard, share in (("list of phrases", 0.125), ("both together", 0.9375))
+        ),
+    ):
+        assert "<tr>" + "</td>".join(f"<td>{cell}" for cell in cells) in part, cells
+    assert all(f">{words}<" in part for words in ("harmful: not", "benign: not", "all: no"))
 
 
 def test_bias_canaries_and_a_judge_are_told_where_they_were_measured(results: Results) -> None:
@@ -474,14 +487,36 @@ def test_tables_of_the_card_are_tables(results: Results) -> None:
 
 def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
     page = reported(results)
-    assert (
-        page.count("<svg") == 11
-    )  # the graph, scores, differences, safety, funnel, two curves, speed, both scatters, cost
     assert "ingest</text>" in page
     assert "<?xml" not in page
     assert not re.search(r'(src|href)="https?:', page)
     assert "prefers-color-scheme: dark" in page
     assert '<p>weather in &lt;Paris&gt;?</p><p class="soft">expected <code>null</code></p>' in page
+
+
+def sections(page: str) -> dict[str, str]:
+    """The report's parts by their headings."""
+    _, *parts = re.split(r'<h2 id="[\w-]+">(.*?)</h2>', page)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_each_section_has_a_picture_of_whatever_it_has_to_draw(results: Results) -> None:
+    drawn = {"Graph": 1, "Task scores": 2, "Safety": 1, "Data": 1, "Training": len(results.curves), "Speed": 1}
+    drawn |= {"Speed and quality": 2, "Cost": 1}
+    assert pictures(reported(results)) == drawn
+    bare = replace(results, recipe=replace(RECIPE, formats=[], draft=[]), curves={})
+    page = pages.report(bare, CARD, {}, openness(), answers(), likelihoods(), GRAPH)
+    few = {"Task scores": 1, "Speed and quality": 1}
+    assert pictures(page) == {title: few.get(title, count) for title, count in drawn.items() if title != "Training"}
+    for variant in ("base", "dpo"):
+        for name in safety_section.CHARTED:
+            results.stages[f"safety/{variant}"].pop(name, None)
+    assert pictures(reported(results)) == {title: count for title, count in drawn.items() if title != "Safety"}
+
+
+def pictures(page: str) -> dict[str, int]:
+    """How many there are in each section that has any."""
+    return {title: count for title, part in sections(page).items() if (count := part.count("<svg"))}
 
 
 def test_every_comparison_is_drawn_with_its_interval_in_the_colour_of_its_verdict() -> None:
@@ -520,9 +555,12 @@ def test_the_cost_of_every_stage_is_told(results: Results) -> None:
 
 def test_contents_name_every_section(results: Results) -> None:
     page = reported(results)
+    assert list(sections(page)) == SECTIONS
     titles = re.findall(r'<h2 id="([\w-]+)">', page)
-    assert len(titles) == len(set(titles)) == page.count("<h2") >= 10
+    assert len(set(titles)) == page.count("<h2") == len(SECTIONS)
     assert re.findall(r'<a href="#([\w-]+)">', page) == titles
+    without = replace(results, recipe=replace(RECIPE, draft=[]))
+    assert list(sections(reported(without))) == [title for title in SECTIONS if title != "Speculation"]
 
 
 def test_the_report_tells_what_was_forgotten(results: Results) -> None:
