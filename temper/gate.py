@@ -128,6 +128,9 @@ def held(name: str, limit: Limit, values: Values | None) -> Check:
     ]
     if not bounds:
         raise SystemExit(f"gate.limits.{name}: neither least nor most: give it one in conf/gate")
+    if values and values.get("n") == 0:
+        # Of no rows a rate is 0, with an interval from 0 to 1.
+        return skipped(name, f"reports/{limit.report}.json: of no rows", " and ".join(bounds))
     if values is None or limit.key not in values:
         why = "no stage of this recipe writes it" if values is None else f"has no {limit.key}"
         missing = f"reports/{limit.report}.json: {why}"

@@ -240,6 +240,13 @@ def test_a_required_figure_that_is_missing_fails(run: Path) -> None:
     assert metrics.read(gate.REPORT)["latency_token_value"] == "reports/bench/bf16.json: has no c1_itl_p99_ms"
 
 
+def test_a_rate_of_no_rows_is_held_against_nothing() -> None:
+    limit = gate.Limit("evaluate/dpo", "valid_json_low", 0.9, None, True, "none")
+    checks = [gate.held("format", limit, {"n": count, "valid_json_low": 0.0}) for count in (0, 1)]
+    assert [check.verdict for check in checks] == [SKIPPED, FAILED]
+    assert checks[0].value == "reports/evaluate/dpo.json: of no rows"
+
+
 def test_with_report_the_graph_goes_on_and_the_verdict_stays(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("params.yaml").write_text(text_of("gate=report"))
     edited("bench/bf16", c1_itl_p99_ms=250.0)()
