@@ -1,5 +1,6 @@
 """The card and the report say what reports/ holds, figure by figure."""
 
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from huggingface_hub import ModelCard
 
 from scripts import card as stage
 from scripts.card import About, Card
-from temper import evaluation_matrix, metrics, mof, pages, params, records, safety_section
-from temper.cost import Api, Cost, Price
+from temper import evaluation_matrix, hub, metrics, mof, pages, params, records, safety_section
+from temper.cost import Api, Cost, Power, Price
 from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
@@ -47,6 +48,7 @@ CARD = Card(
     language=["en"],
     confidence=0.95,
     seed=17,
+    seeds={"sft": 18, "dpo": 19},
     openness=params.load("card", Card).openness,
     about={"bfcl-eval": About("call functions", ["function-calling"], "A demonstration.", ["One call an answer."])},
 )
@@ -64,7 +66,9 @@ COSTS = Cost(
     0.5,
     {"Small": Api(0.2, 1.0, "2026-05-01", "https://example.org/small")},
     0.03,
+    Power(250.0, "https://example.org/power"),
 )
+HASHES = {"data/mix/train.jsonl": "ab" * 32, "models/dpo": "cd" * 32}
 
 
 @pytest.fixture
@@ -82,6 +86,7 @@ def results() -> Results:
     stages["general"] = {"passages": 48}
     stages["base"] = {"parameters": 134_515_008}
     stages["training/sft"] = {"train_loss": 0.2345, "eval_loss": 0.3456, "steps": 12}
+    stages["training/preferences"] = {"pairs": 9}
     stages["training/dpo"] = {"train_loss": 0.6543, "steps": 5}
     stages["quantize/gguf"] = {"type": "Q4_K_M", "bytes": 105e6, "bf16_bytes": 270e6, "bits_per_weight": 6.21}
     stages["quantize/gptq"] = {"bytes": 99e6, "bf16_bytes": 270e6, "bits_per_weight": 5.87}
@@ -180,7 +185,7 @@ def openness(card: Card = CARD) -> dict[str, Any]:
 
 
 def carded(results: Results, card: Card = CARD) -> str:
-    return pages.card(results, card, COSTS, matrix(), openness(card), GATED)
+    return pages.card(results, card, COSTS, matrix(), openness(card), GATED, HASHES, 2)
 
 
 def reported(results: Results, card: Card = CARD) -> str:
@@ -212,9 +217,11 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
     assert card.startswith('---\nlicense: "apache-2.0"\nbase_model: "SmolLM2"\n')
     wanted = (
         "50.0% (43.8–56.2)",
-        "0.2345",
-        "0.3456",
-        "0.6543",
+        # A minute of two devices of 250 W, at $0.1 an hour each.
+        "| SFT | 18 | 0.2345 | 0.3456 | 12 | 1.0 | 0.0083 | 0.0033 | 1.5 | `models/sft/axolotl.yaml` |",
+        "| DPO | 19 | 0.6543 |  | 5 | 1.0 | 0.0083 | 0.0033 | 1.5 | `models/dpo/trl.yaml` |",
+        "0.025 kWh and $0.01: time on each device at 250 W\n(https://example.org/power; an estimate",
+        f"`models/dpo` `{'cd' * 32}`",
         "Q4_K_M, 105 MB of 270 MB, 6.21 bits",
         "| bf16 | 8 | 48 (45–49) | 31 / 41 | 20.5 / 29.5 | 1.16 |",  # $0.1 / (3600 × 48 × 0.5) × 1e6
         "| ngram | 1 | 24 (22–24) |",
@@ -415,7 +422,10 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
     (tmp_path / "reports/graph.svg").write_text(GRAPH)
     metrics.write("reports/gate.json", GATED)
     (tmp_path / "LICENSE").write_text("MIT License")
+    (tmp_path / "models/dpo").mkdir(parents=True)
+    (tmp_path / "models/dpo/config.json").write_text("{}")
     monkeypatch.setattr(stage.params, "load", lambda section, _: {"card": cfg, "cost": COSTS}[section])
+    monkeypatch.setattr(stage.params, "runtime", lambda: {"processes": 1, "nodes": 1})
     monkeypatch.setattr(stage.recipe, "load", lambda: RECIPE)
     monkeypatch.setattr(stage.results, "load", lambda _: results)
     stage.main()
@@ -423,6 +433,8 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
     values = metrics.read("reports/comparisons.json")
     assert values["dpo_over_base_exact_verdict"] == "better"
     assert all("better: +100.0" in text for text in (card, report))
+    assert f"`models/dpo` `{hub.digest(tmp_path / 'models/dpo')}`" in card
+    assert hashlib.sha256((tmp_path / "data/mix/train.jsonl").read_bytes()).hexdigest() in card
     written = yaml.safe_load((tmp_path / "reports/mof.yml").read_text())
     paths = {one["name"]: one["component_path"] for one in written["release"]["components"]}
     assert paths["Model parameters (Final)"] == "models/dpo, models/gguf", "a quant that is withheld is not released"
@@ -436,7 +448,7 @@ def test_where_one_model_is_evaluated_nothing_is_compared(results: Results) -> N
     alone = replace(results, recipe=replace(RECIPE, variants=["base"], release="base"))
     rows = {"base": answers()["base"]}
     texts = [
-        pages.card(alone, CARD, COSTS, {}, openness(), GATED),
+        pages.card(alone, CARD, COSTS, {}, openness(), GATED, HASHES, 1),
         pages.report(alone, CARD, {}, openness(), rows, likelihoods(), GRAPH),
     ]
     assert evaluation_matrix.judged(alone.recipe, rows, 0.95, 17) == {}
@@ -472,7 +484,13 @@ def test_what_is_true_of_one_source_is_said_of_no_other(results: Results) -> Non
 
 
 def test_tables_of_the_card_are_tables(results: Results) -> None:
-    lines = carded(results).splitlines()
+    awkward = replace(CARD, sources=[CARD.sources[0] | {"id": "raw/a|b\nc.jsonl"}])
+    for variant in VARIANTS:
+        values = results.stages[f"evaluate/{variant}"]
+        values |= {"n_a|b": 9} | {f"exact_a|b{end}": share for end, share in interval(1).items()}
+    text = carded(results, awkward)
+    assert "| a\\|b | 9 |" in text and "| raw/a\\|b c.jsonl | 1.0 |" in text
+    lines = text.replace("\\|", "").splitlines()
     for number, line in enumerate(lines):
         if re.fullmatch(r"\|(-+\|)+", line):
             columns = line.count("|")
