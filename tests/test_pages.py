@@ -577,7 +577,8 @@ def test_contents_name_every_section(results: Results) -> None:
     titles = re.findall(r'<h2 id="([\w-]+)">', page)
     assert len(set(titles)) == page.count("<h2") == len(SECTIONS)
     assert re.findall(r'<a href="#([\w-]+)">', page) == titles
-    without = replace(results, recipe=replace(RECIPE, draft=[]))
+    served = {name: values for name, values in results.stages.items() if name not in ("bench/ngram", "bench/eagle3")}
+    without = replace(results, recipe=replace(RECIPE, draft=[]), stages=served)
     assert list(sections(reported(without))) == [title for title in SECTIONS if title != "Speculation"]
 
 
