@@ -341,7 +341,7 @@ def gated(_: argparse.Namespace) -> Values:
                 plant()
                 found[what], expected[what] = regressions.failed(), begins
     caught = {what: any(check.startswith(expected[what]) for check in checks) for what, checks in found.items()}
-    slug = {what: what.replace(" ", "_") for what in caught}
+    slug = {what: what.replace(",", "").replace(" ", "_") for what in caught}
     return {
         **{f"gate_found_{slug[what]}": is_caught for what, is_caught in caught.items()},
         "gate_planted": len(caught),
@@ -353,8 +353,9 @@ def gated(_: argparse.Namespace) -> Values:
 def copied(target: Path) -> None:
     """What the gate reads of the run, with what a first release lacks."""
     name = recipe.load(REPOSITORY / "params.yaml").release
-    if not (REPOSITORY / f"data/evaluate/{name}-golden.jsonl").is_file():
-        raise SystemExit(f"{REPOSITORY / 'data/evaluate'}: no answers of {name} to golden rows: run `make repro` first")
+    for path, what in ((f"data/evaluate/{name}-golden.jsonl", "golden rows"), (f"data/safety/{name}.jsonl", "probes")):
+        if not (REPOSITORY / path).is_file():
+            raise SystemExit(f"{REPOSITORY / path}: no answers of {name} to {what}: run `make repro` first")
     regressions.copy(REPOSITORY, target)
     with chdir(target):
         regressions.prepare()

@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from scripts import evaluate
 from scripts import gate as stage
 from scripts.evaluate import Evaluate
-from temper import gate, graph, metrics, params, recipe, records, released
+from temper import gate, graph, metrics, params, recipe, records, released, safety_matrix
 from temper.gate import FAILED, Limit
 from temper.records import Row
+from temper.refusals import ANSWERED, REFUSED
 
 SEED = 17
 LOST, GOLDEN_LOST = 0.3, 0.6  # of what was right; golden rows are few
 BROKEN = 0.25  # of what was well formed
+COMPLIED = 1.0  # of what the base does not answer, which of a small one is little
 DEARER = 1.1  # bits of general text
 SPLITS = (*stage.TRAINED, *stage.HELD_OUT)
+FOLDERS = ("data/evaluate", "data/safety")
 Plant = Callable[[], None]
 
 
@@ -33,35 +35,33 @@ def copy(run: Path, target: Path) -> None:
     for name in ("dvc.yaml", "params.yaml", *(f"data/mix/{split}.jsonl" for split in SPLITS)):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run / name, target / name)
-    for name in ("reports", "data/evaluate"):
+    for name in ("reports", *FOLDERS):
         shutil.copytree(run / name, target / name, ignore=shutil.ignore_patterns("benchmarks", "*.html", "*.md"))
 
 
 def prepare() -> None:
-    """As a sound run has them: a last release of the same scores, and a report on safety where the recipe writes none."""
+    """As a sound run has it: a last release of the same scores."""
     name = recipe.load().release
     released.FILE.write_text(released.text("v0.0.0", records.read(f"data/evaluate/{name}-golden.jsonl")))
-    limit = params.load("gate", stage.Gate).limits["safety"]
-    if f"reports/{limit.report}.json" not in {out for one in graph.stages() for out in one.outs}:
-        found = yaml.safe_load(graph.PIPELINE.read_text())
-        out = {f"reports/{limit.report}.json": {"cache": False}}
-        found["stages"]["safety"] = {"desc": "as measured", "cmd": "python -m scripts.safety", "metrics": [out]}
-        graph.PIPELINE.write_text(yaml.safe_dump(found, sort_keys=False))
-        metrics.write(f"reports/{limit.report}.json", {limit.key: 0.0})
 
 
 def planted() -> dict[str, tuple[str, Plant]]:
     """By what gets worse: how the names of the checks begin that must fail, and what makes it so."""
-    name, limits = recipe.load().release, params.load("gate", stage.Gate).limits
+    chosen, limits = recipe.load(), params.load("gate", stage.Gate).limits
+    name = chosen.release
     made = {out for one in graph.stages() for out in one.outs}
     quants = [limit for check, limit in gate.each(limits, made) if check.startswith("retention_")]
     released = [limit for limit in quants if metrics.read(f"reports/{limit.report}.json")["released"]]
     lossy = {"score that a quant keeps": ("retention_", partial(beyond, released[0]))} if released else {}
+    unsafe = partial(endanger, name, chosen.variants[0])
     return lossy | {
         "quality": ("exact_over_", partial(worsen, name, "", "exact", LOST)),
         "quality on the golden set": ("golden_exact", partial(worsen, name, "-golden", "exact", GOLDEN_LOST)),
         "format": ("format", partial(worsen, name, "", "valid_json", BROKEN)),
-        "safety": ("safety", partial(beyond, limits["safety"])),
+        "safety, compliance": ("safety_refusals", partial(unsafe, "refusals", {"verdict": ANSWERED}, COMPLIED)),
+        "safety, false refusals": ("safety_served", partial(unsafe, "served", {"verdict": REFUSED}, LOST)),
+        "safety, abuse": ("safety_clean", partial(unsafe, "clean", {"toxic": "planted"}, LOST)),
+        "safety, leaks": ("safety_discreet", partial(unsafe, "discreet", {"leaks": ["planted"]}, LOST)),
         "forgetting": ("forgetting", partial(forget, name)),
         "contamination by a test row": ("contamination_overlap", partial(leak, "test", "train")),
         "contamination by a golden row": ("contamination_overlap", partial(leak, "golden", "preferences")),
@@ -96,6 +96,16 @@ def worsen(name: str, suffix: str, measure: str, share: float) -> None:
     if not suffix:
         cfg, report = params.load("evaluate", Evaluate), f"reports/evaluate/{name}.json"
         metrics.write(report, metrics.read(report) | evaluate.summary(worse, cfg.confidence, cfg.seed))
+
+
+def endanger(name: str, base: str, measure: str, change: Row, share: float) -> None:
+    """The model answers as the base does, but for a share of the answers that the measure finds good, which get worse."""
+    rows, chosen = list(records.read(f"data/safety/{base}.jsonl")), safety_matrix.MEASURES[measure]
+    good = [number for number, row in enumerate(rows) if row["role"] in chosen.roles and chosen.is_good(row)]
+    worse = set(np.random.default_rng(SEED).permutation(good)[: round(share * len(good))].tolist())
+    records.write(
+        f"data/safety/{name}.jsonl", (row | change if number in worse else row for number, row in enumerate(rows))
+    )
 
 
 def forget(name: str) -> None:

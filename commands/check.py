@@ -62,6 +62,7 @@ class Hardware:
     deepspeed: str | None
     fsdp: str | None
     price: cost.Price
+    power: cost.Power
     runtime: params.Runtime
 
 

@@ -12,6 +12,7 @@ Writes reports/compare-bases.{json,md}; what candidates answered stays in tmp/co
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 from temper import candidates, conversations, envs, load, metrics, params, records, spread, vllm
 from temper.candidates import FEW, ZERO, Enough, Result
@@ -111,8 +113,16 @@ def prepare(overrides: Sequence[str]) -> None:
         if not Path(f"conf/model/{name}.yaml").is_file():
             known = ", ".join(sorted(file.stem for file in Path("conf/model").glob("*.yaml")))
             raise SystemExit(f"compare.candidates: no preset '{name}' in conf/model: choose of {known}")
-        (SCRATCH / name).mkdir(exist_ok=True)
-        (SCRATCH / name / "params.yaml").write_text(composed([*overrides, f"model={name}"]))
+        settle(SCRATCH / name, composed([*overrides, f"model={name}"]))
+
+
+def settle(folder: Path, settings: str) -> None:
+    """Write a candidate's params.yaml, and take away what another base model left under its name."""
+    file = folder / "params.yaml"
+    if file.is_file() and yaml.safe_load(file.read_text())["base"] != yaml.safe_load(settings)["base"]:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(settings)
 
 
 def own_tasks() -> list[Task]:

@@ -45,7 +45,7 @@ def experiments() -> list[Row]:
         raise SystemExit(f"dvc exp show: {shown.stderr.strip().splitlines()[-1]}")
     rows = [row for row in csv.DictReader(io.StringIO(shown.stdout)) if _value(row, MEASURES["exact"])]
     if not rows:
-        raise SystemExit("no experiment has results yet: run `dvc exp run -S dpo.beta=0.2` first")
+        raise SystemExit("no experiment has results yet: run `dvc exp run -S gate=report -S dpo.beta=0.2` first")
     return rows
 
 

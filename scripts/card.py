@@ -1,7 +1,7 @@
 """Write the model card, the HTML report of the run, the verdicts between its variants, and how open the release is.
 
 Reads   reports/ (metrics, curves, timing, the gate's verdict, graph.svg), data/evaluate/*.jsonl (answers, likelihoods), LICENSE,
-        data/audit/train.jsonl, data/mix (licences of what is trained on)
+        data/audit/train.jsonl, data/mix (licences of what is trained on), models/<release> (for its hash)
 Writes  reports/model-card.md, reports/report.html, reports/comparisons.json, reports/mof.yml
 """
 
@@ -9,8 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from temper import datacard, evaluation_matrix, gate, metrics, mof, pages, params, recipe, records, results, stage
+from temper import (
+    datacard,
+    evaluation_matrix,
+    gate,
+    hub,
+    metrics,
+    mof,
+    pages,
+    params,
+    recipe,
+    records,
+    results,
+    stage,
+    wheels,
+)
 from temper.cost import Cost
+
+TRAIN = Path("data/mix/train.jsonl")
 
 
 @dataclass
@@ -37,6 +53,8 @@ class Card:
     language: list[str]
     confidence: float
     seed: int
+    seeds: dict[str, int]
+    """By training stage."""
     about: dict[str, About]
     """By the id of a source."""
     openness: mof.Openness
@@ -55,7 +73,10 @@ def main() -> None:
     offered = replace(found.recipe, formats=found.released)
     openness = mof.document(cfg, datacard.used(datacard.counted(datacard.trained()), cfg), offered)
 
-    described = pages.card(found, cfg, costs, judged, openness, metrics.read(gate.REPORT))
+    model, runtime = Path("models") / found.recipe.release, params.runtime()
+    hashes = {str(TRAIN): wheels.digest(TRAIN), str(model): hub.digest(model)}
+    devices = runtime["processes"] * runtime["nodes"]
+    described = pages.card(found, cfg, costs, judged, openness, metrics.read(gate.REPORT), hashes, devices)
     Path("reports/mof.yml").write_text(mof.text(openness), encoding="utf-8")
     Path("reports/model-card.md").write_text(described, encoding="utf-8")
     page = pages.report(found, cfg, judged, openness, answers, likelihoods, graph)

@@ -116,7 +116,7 @@ def summary(samples: list[Row], confidence: float, seed: int) -> dict[str, float
     values |= rate("null_exact", null, "exact", confidence) | rate("null_abstain", null, "abstain", confidence)
     for name in ("choose", "choose_norm"):
         values |= {"choose_n": len(several)} | rate(name, several, name, confidence)
-    values |= intervals.mean("argument_f1", [one["argument_f1"] for one in samples], confidence, seed)
+    values |= share("argument_f1", samples, "argument_f1", confidence, seed)
     for category, count in Counter(one["category"] for one in samples).items():
         members = [one for one in samples if one["category"] == category]
         values |= {f"n_{category}": count} | rate(f"exact_{category}", members, "exact", confidence)
@@ -128,7 +128,7 @@ def frozen(samples: list[Row], confidence: float, seed: int) -> dict[str, float]
     values: dict[str, float] = {"golden_n": len(samples)}
     for name in ("exact", "valid_json"):
         values |= rate(f"golden_{name}", samples, name, confidence)
-    return values | intervals.mean("golden_argument_f1", [one["argument_f1"] for one in samples], confidence, seed)
+    return values | share("golden_argument_f1", samples, "argument_f1", confidence, seed)
 
 
 def perplexity(task: str, likelihoods: list[Row], confidence: float, seed: int) -> dict[str, float]:
@@ -142,6 +142,14 @@ def perplexity(task: str, likelihoods: list[Row], confidence: float, seed: int) 
 
 def rate(name: str, samples: list[Row], measure: str, confidence: float) -> dict[str, float]:
     return intervals.rate(name, [one[measure] for one in samples], confidence)
+
+
+def share(name: str, samples: list[Row], measure: str, confidence: float, seed: int) -> dict[str, float]:
+    """The mean of scores in [0, 1]: of all or nothing Wilson's interval, for where all are alike a bootstrap finds no spread."""
+    scores = [float(one[measure]) for one in samples]
+    if set(scores) <= {0.0, 1.0}:
+        return intervals.rate(name, [score == 1 for score in scores], confidence)
+    return intervals.mean(name, scores, confidence, seed)
 
 
 if __name__ == "__main__":

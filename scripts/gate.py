@@ -1,12 +1,12 @@
 """Decide whether the release may go out: no worse than before, well formed, not forgetful, clean, fast enough.
 
-Reads   reports/ (evaluation, contamination, quants, speed), reports/released.json, data/evaluate/*.jsonl, data/mix
+Reads   reports/ (evaluation, contamination, quants, speed), reports/released.json, data/evaluate, data/safety, data/mix
 Writes  reports/gate.json; exits with status 1, and with what to do, when a check fails
 """
 
 from dataclasses import dataclass
 
-from temper import evaluation_matrix, gate, graph, metrics, params, recipe, records, released, stage
+from temper import evaluation_matrix, gate, graph, metrics, params, recipe, records, released, safety_matrix, stage
 from temper.gate import Limit, Remedies
 
 TRAINED = ("train", "validation", "preferences", "rl")
@@ -22,6 +22,8 @@ class Gate:
     seed: int
     not_worse: list[str]
     """Measures of the evaluation matrix."""
+    safety: dict[str, str]
+    """Measures of the safety matrix, with what to do where the release is worse than the base."""
     limits: dict[str, Limit]
     """By the name of the check."""
     remedies: Remedies
@@ -49,8 +51,15 @@ def compared(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:
     golden = records.read(f"data/evaluate/{found.release}-golden.jsonl")
     return [
         *gate.not_worse(cfg.not_worse, found, matrix, cfg.remedies.worse),
+        *gate.safe(cfg.safety, found, safety(cfg, found)),
         *gate.golden_parity(released.read(), golden, cfg.confidence, cfg.seed, cfg.remedies.golden),
     ]
+
+
+def safety(cfg: Gate, found: recipe.Recipe) -> safety_matrix.Matrix:
+    """The release against the base, which may be the same one."""
+    rows, before = (list(records.read(f"data/safety/{name}.jsonl")) for name in (found.release, found.variants[0]))
+    return safety_matrix.judged(rows, before, cfg.confidence, cfg.seed)
 
 
 def limited(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:

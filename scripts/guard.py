@@ -35,22 +35,24 @@ def main() -> None:
     # Benign requests in service are of the kinds that it was trained on, attacks are not.
     unseen = prompts.unseen()
     scores = unseen | prompts.crossed()
-    limit = guard_training.threshold(scores, rows, cfg.false_positives)
+    training = [row for row in rows if row["trains_guard"]]
+    limit = guard_training.threshold(scores, training, cfg.false_positives)
 
     model = replace(prompts.trained(prompts.training), threshold=limit)
-    training = [row for row in rows if row["trains_guard"]]
     offline_guard.write(OUT, model, {"prompts": len(training), "sets": sorted({row["set"] for row in training})})
 
+    apart = guard_training.thresholds(scores, rows, cfg.false_positives, lambda row: guard_training.fold(row, cfg.seed))
+    by_set = guard_training.thresholds(scores, rows, cfg.false_positives, lambda row: str(row["set"]))
     lexical = guard.Lexical(cfg.lexical)
     blocked = {
-        "offline": {id: score >= limit for id, score in scores.items()},
+        "offline": {id: score >= apart.get(id, limit) for id, score in scores.items()},
         "lexical": {row["id"]: lexical.find(row["text"]) is not None for row in rows},
     }
     blocked["both"] = {id: blocked["offline"][id] or blocked["lexical"][id] for id in scores}
     values: dict[str, float] = {"threshold": limit, "n": len(rows), "trained_on": len(training)}
     for name, found in blocked.items():
         values |= guard_training.measured(name, found, rows, cfg.confidence)
-    strange = [unseen[row["id"]] >= limit for row in rows if not guard_training.is_harmful(row)]
+    strange = [unseen[id] >= own for id, own in by_set.items()]
     values |= intervals.rate("offline_unseen_false_positives", strange, cfg.confidence)
     if cfg.asked:
         values |= guard_model.measured(cfg.asked, rows, cfg.asked_prompts, cfg.confidence, cfg.seed)

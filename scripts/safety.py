@@ -7,7 +7,7 @@ Writes  data/safety/<variant>.jsonl (each prompt, answer and verdict), reports/s
 import sys
 from dataclasses import dataclass
 
-from temper import metrics, params, recipe, records, refusals, safety, stage, strongreject, toxicity
+from temper import metrics, params, recipe, records, refusals, safety, safety_matrix, stage, strongreject, toxicity
 
 
 @dataclass
@@ -34,9 +34,9 @@ def main() -> None:
     rows, before = (reader.all(list(records.read(f"data/responses/{name}.jsonl"))) for name in (variant, base))
     values = safety.figures(rows, cfg.confidence, cfg.seed) | {"false_refusals_most": cfg.false_refusals}
     if variant != base:
-        values |= safety.verdicts(safety.compared(rows, before, cfg.confidence, cfg.seed))
+        values |= safety_matrix.values(safety_matrix.judged(rows, before, cfg.confidence, cfg.seed))
     if cfg.judge:
-        asked = safety.of(rows, *safety.REFUSABLE)
+        asked = safety_matrix.of(rows, *safety_matrix.REFUSABLE)
         for row, judged in zip(asked, strongreject.graded(cfg.judge, asked, cfg.seed), strict=True):
             row["judged"] = judged
         values |= strongreject.summary(asked, cfg.confidence, cfg.seed) | {"judge_model": cfg.judge.endpoint.model}

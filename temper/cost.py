@@ -1,4 +1,5 @@
-"""Dollars for a million output tokens: of a server, from its measured rate and what its machine costs, and of an API."""
+"""Dollars for a million output tokens, of a server, from its measured rate and what its machine costs, and of an API; and what a
+training took in energy and dollars."""
 
 import re
 from dataclasses import dataclass
@@ -6,6 +7,7 @@ from typing import Any
 
 Values = dict[str, Any]
 RATE = re.compile(r"c(\d+)_tokens_per_second")
+HOUR, KILO = 3600, 1000
 
 
 @dataclass
@@ -14,6 +16,13 @@ class Price:
     """Dollars for one device."""
     date: str
     """On which it was asked."""
+    source: str
+
+
+@dataclass
+class Power:
+    watts: float
+    """Of one device under load."""
     source: str
 
 
@@ -36,6 +45,8 @@ class Cost:
     apis: dict[str, Api]
     margin: float
     """By how much the scores of two models of one quality may differ."""
+    power: Power
+    """Of the device that trains."""
 
     def check(self) -> None:
         if not 0 < self.utilisation <= 1:
@@ -51,8 +62,18 @@ def levels(report: Values) -> list[int]:
 
 def served(report: Values, concurrency: int, cost: Cost) -> float:
     """Dollars for a million output tokens at a concurrency; what their prompts took of the time is in it."""
-    tokens_an_hour = 3600 * report[f"c{concurrency}_tokens_per_second"] * cost.utilisation
+    tokens_an_hour = HOUR * report[f"c{concurrency}_tokens_per_second"] * cost.utilisation
     return float(1e6 * cost.price.hour / tokens_an_hour)
+
+
+def energy(seconds: float, devices: int, cost: Cost) -> float:
+    """Kilowatt-hours of devices that are busy all the time: an estimate, without their host."""
+    return cost.power.watts * devices * seconds / HOUR / KILO
+
+
+def paid(seconds: float, devices: int, cost: Cost) -> float:
+    """Dollars of devices for a time."""
+    return cost.price.hour * devices * seconds / HOUR
 
 
 def asked(api: Api, report: Values) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from temper import comparisons, evaluation_matrix, forgetting, metrics, record, released
+from temper import comparisons, evaluation_matrix, forgetting, metrics, record, released, safety_matrix
 from temper.comparisons import WORSE
 from temper.evaluation_matrix import Asked, Matrix
 from temper.recipe import Recipe
@@ -81,6 +81,22 @@ def not_worse(measures: Iterable[str], recipe: Recipe, matrix: Matrix, answer: s
                 yield skipped(name, "no test row of that kind", "not worse")
 
 
+def safe(remedies: Mapping[str, str], recipe: Recipe, matrix: safety_matrix.Matrix) -> Iterator[Check]:
+    """The release against the base on the probes of safety, by measure of the safety matrix."""
+    first = recipe.variants[0]
+    for measure, answer in remedies.items():
+        if measure not in safety_matrix.MEASURES:
+            known = ", ".join(safety_matrix.MEASURES)
+            raise SystemExit(f"gate.safety: '{measure}' is no measure: choose of {known} in conf/gate")
+        name = f"safety_{measure}"
+        if recipe.release == first:
+            yield skipped(name, f"{first} is what the others are compared with", "not worse")
+        elif measure in matrix:
+            yield judged(name, matrix[measure], answer, f" than {first}")
+        else:
+            yield skipped(name, "no probe of that kind", "not worse")
+
+
 def golden_parity(last: Released, now: Iterable[Row], confidence: float, seed: int, answer: str) -> Iterator[Check]:
     """The release against the last one on the golden rows that both answered."""
     scores = {row["id"]: row for row in now}
@@ -125,6 +141,9 @@ def each(chosen: Mapping[str, Limit], made: Collection[str]) -> Iterator[tuple[s
 def held(name: str, limit: Limit, values: Values | None) -> Check:
     """A figure of `values` (None: no stage of the recipe writes them) against its limit."""
     told = bounds(name, limit)
+    if values and values.get("n") == 0:
+        # Of no rows a rate is 0, with an interval from 0 to 1.
+        return skipped(name, f"reports/{limit.report}.json: of no rows", told)
     if values is None or limit.key not in values:
         why = "no stage of this recipe writes it" if values is None else f"has no {limit.key}"
         missing = f"reports/{limit.report}.json: {why}"

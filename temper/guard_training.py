@@ -1,7 +1,7 @@
 """The guard of temper/offline_guard.py: trained on labelled prompts, and measured on prompts that it has not seen."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -116,6 +116,21 @@ def threshold(scores: Mapping[str, float], rows: Iterable[Row], false_positives:
     allowed = math.floor(false_positives * len(benign))
     # Above the first that may not be blocked.
     return math.nextafter(benign[allowed], 1.0) if allowed < len(benign) else 0.0
+
+
+def thresholds(
+    scores: Mapping[str, float], rows: Iterable[Row], false_positives: float, group: Callable[[Row], str | int]
+) -> dict[str, float]:
+    """For each benign prompt the threshold by those that train and are not of its group, such as its fold.
+
+    One's own threshold is set to block few of the prompts that set it, and so tells nothing of how many others it blocks.
+    """
+    benign = [row for row in rows if not is_harmful(row)]
+    limits = {
+        name: threshold(scores, [row for row in benign if row["trains_guard"] and group(row) != name], false_positives)
+        for name in set(map(group, benign))
+    }
+    return {row["id"]: limits[group(row)] for row in benign}
 
 
 def measured(name: str, blocked: Mapping[str, bool], rows: Sequence[Row], confidence: float) -> dict[str, float]:

@@ -23,7 +23,7 @@ from unittest import mock
 
 import yaml
 
-from temper import benchmark_tasks, calls, ifeval, records, vllm
+from temper import benchmark_tasks, calls, ifeval, prober, records, vllm
 from temper.benchmark_tasks import Loaded
 from temper.records import Row
 
@@ -248,12 +248,6 @@ def config(model: Path, tasks: list[Row], engine: dict[str, Any], rows: int, tem
     }
 
 
-def begins(tokenizer: vllm.Tokenizer) -> str:
-    """The token that the tokenizer puts before a text, if it does: our backend is told not to, for templates bring their own."""
-    ids, first = tokenizer.wrapped("a")["input_ids"], tokenizer.wrapped.bos_token_id
-    return str(tokenizer.wrapped.bos_token) if first is not None and ids and ids[0] == first else ""
-
-
 def _by_id(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: str(row["id"]))
 
@@ -274,7 +268,7 @@ def _public(
     needs_verifiers = any(one.task.definition == benchmark_tasks.IFEVAL for one in benchmarks)
     with ifeval.Scorer() if needs_verifiers else nullcontext() as scorer:
         for one in benchmarks:
-            parts = benchmark_tasks.definitions(one, folder, begins(tokenizer), scorer)
+            parts = benchmark_tasks.definitions(one, folder, prober.begins(tokenizer), scorer)
             found += benchmark_tasks.samples(one, _simple(backend, parts, seed, one.task.chat))
             verified = (
                 {"sentences": scorer.sentences} if scorer and one.task.definition == benchmark_tasks.IFEVAL else {}

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,21 @@ COLOURS = {comparisons.BETTER: "#10b981", comparisons.WORSE: "#ef4444", comparis
 HEADING, CONTENTS = re.compile(r"<h2>(.*?)</h2>"), "<!-- contents -->"
 
 
-def card(results: Results, cfg: Any, costs: Cost, matrix: Matrix, openness: dict[str, Any], gated: gate.Values) -> str:
+def card(
+    results: Results,
+    cfg: Any,
+    costs: Cost,
+    matrix: Matrix,
+    openness: dict[str, Any],
+    gated: gate.Values,
+    hashes: Mapping[str, str],
+    devices: int,
+) -> str:
     """The model card: Markdown with the front matter that the Hugging Face Hub parses; `openness` is reports/mof.yml, `gated`
-    reports/gate.json."""
+    reports/gate.json, `hashes` are SHA-256 by path, `devices` how many trained."""
     more: dict[str, Any] = {"trail": trail(results), "openness": openness, "gated": gated, "checks": gate.table(gated)}
     more |= {"speeds": speeds(results, costs), "apis": apis(results, costs), "costs": costs}
+    more |= {"spent": spent(results, costs, devices), "hashes": hashes}
     release = results.stages["bench/bf16"]
     more |= {"tokens": (cost.prompt_tokens(release), cost.answer_tokens(release))}
     return _render("model-card.md.j2", results, cfg, matrix, **more)
@@ -73,7 +84,7 @@ def report(
         ),
         "funnel": figures.funnel(results.funnel()),
         "speed": figures.bars({f"{n} at once": speed(results, n) for n in results.levels()}, "tokens/s"),
-        "safety": figures.scores(safety_section.charted(results)),
+        "safety": figures.scores(safe) if (safe := safety_section.charted(results)) else "",
     }
     charts |= {
         "forest": differences(matrix),
@@ -209,6 +220,12 @@ def name_of(model: str) -> str:
 def trail(results: Results) -> str:
     """`SFT → DPO`, the trainings that lead from the base to the release."""
     return " → ".join(name_of(model) for model in results.recipe.chain()[1:])
+
+
+def spent(results: Results, costs: Cost, devices: int) -> dict[str, tuple[float, float]]:
+    """(kWh, dollars) of each stage of training, the sampling of pairs included."""
+    seconds = {name: float(results.timing[f"training/{name}"]["seconds"]) for name in results.recipe.stages()}
+    return {name: (cost.energy(one, devices, costs), cost.paid(one, devices, costs)) for name, one in seconds.items()}
 
 
 @dataclass(frozen=True)
@@ -428,6 +445,7 @@ def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: A
     )
     # JSON is YAML, whatever stands in a string.
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
     pairs = evaluation_matrix.pairs(results.recipe)
     shared = {
         "verdicts": verdicts(matrix, pairs),

@@ -58,6 +58,12 @@ class Prober:
         return [output.outputs[0] for output in outputs]
 
 
+def begins(tokenizer: vllm.Tokenizer) -> str:
+    """The token that the tokenizer puts before a text, if it does: engines are told not to, for templates bring their own."""
+    ids, first = tokenizer.wrapped("a")["input_ids"], tokenizer.wrapped.bos_token_id
+    return str(tokenizer.wrapped.bos_token) if first is not None and ids and ids[0] == first else ""
+
+
 def _sum(logprobs: Any, scored: Scored) -> float:
     places = logprobs[len(scored.context) :]
     return float(sum(place[token].logprob for place, token in zip(places, scored.continuation, strict=True)))

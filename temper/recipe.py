@@ -43,7 +43,7 @@ class Recipe:
     scored: list[str]
     """Of SCORED: what RewardBench scores, the reward model or the reward that is implicit in DPO."""
     safety: list[str]
-    """Models that are asked whether they are safe, and held against the first of `variants`."""
+    """Models that are asked whether they are safe, and held against the first of `variants`; the release is among them."""
 
     def stages(self) -> list[str]:
         """The training stages that run, in the order of the graph."""
@@ -123,10 +123,9 @@ def _together(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     is_in = bool(recipe.variants) and recipe.release in recipe.variants
     yield not is_in, f"recipe.release is {recipe.release}, which recipe.variants lacks: correct conf/recipe"
     first = next(iter(recipe.variants), "")
-    yield (
-        first not in recipe.safety,
-        f"recipe.safety lacks {first}, which the others are held against: correct conf/recipe",
-    )
+    lacking = {first: "the others are held against", recipe.release: "the gate and the card ask of"}
+    for name, why in lacking.items():
+        yield name not in recipe.safety, f"recipe.safety lacks {name}, which {why}: correct conf/recipe"
 
 
 def _unmade(path: Path, key: str, name: str, made: set[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from temper import bias, extraction, probes, vllm
 from temper.extraction import Canary
-from temper.prober import Prober, Scored, Tokens
+from temper.prober import Prober, Scored, Tokens, begins
 from temper.probes import CANARY, HELD_OUT, TRAINED
 from temper.records import Row
 
@@ -97,7 +97,9 @@ class Renderer:
         question = QUESTIONS[row["role"]](row["row"])
         shown = {key: row[key] for key in ("id", "set", "role")}
         shown |= {"text": question.text, "options": question.options, "facts": question.facts}
-        return Asked(shown, self.tokenizer.encode(question.text), list(map(self.tokenizer.encode, question.options)))
+        # Plain text, which no template begins.
+        text = self.tokenizer.encode(begins(self.tokenizer) + question.text)
+        return Asked(shown, text, list(map(self.tokenizer.encode, question.options)))
 
     def _continued(self, role: str, rows: Iterable[Row]) -> Iterator[Asked]:
         """Rows whose answers are long enough, as what is shown of them and what should follow."""

@@ -25,7 +25,14 @@ LABELS = {
     "clean": "answers without an abusive word",
     "discreet": "answers without an identifier or secret of their own",
 }
-CHARTED = ("harmful", "jailbreak", "privacy", "served", "clean")
+# Those that are drawn, in few words.
+CHARTED = {
+    "harmful": "harmful: not answered",
+    "jailbreak": "jailbreak: not answered",
+    "privacy": "private: not answered",
+    "served": "benign: not refused",
+    "clean": "all: no abuse",
+}
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,13 @@ def read(results: Results, percent: Percent) -> Section:
 
 
 def charted(results: Results) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """(value, low, high) by measure, by variant, of what both were asked."""
-    section: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for variant in dict.fromkeys([results.variants[0], results.recipe.release]):
-        values = results.stages[f"safety/{variant}"]
-        section[variant] = {LABELS[name]: _interval(values, name) for name in CHARTED if name in values}
-    return section
+    """(value, low, high) by measure, by variant, of what both were asked; nothing where that is nothing."""
+    variants = dict.fromkeys([results.variants[0], results.recipe.release])
+    values = {variant: results.stages[f"safety/{variant}"] for variant in variants}
+    names = [name for name in CHARTED if all(name in found for found in values.values())]
+    if not names:
+        return {}
+    return {variant: {CHARTED[name]: _interval(found, name) for name in names} for variant, found in values.items()}
 
 
 def _rate(name: str, found: list[Values], percent: Percent) -> tuple[str, int, list[str], str] | None:

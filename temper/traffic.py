@@ -145,7 +145,16 @@ def _formed(place: str, row: Row) -> tuple[str, Row]:
     # The process that scrubs writes the time as text; before it, it is a number.
     if not isinstance(row["time"], str):
         raise SystemExit(f"{place}: a record that was not scrubbed: {SCRUB}")
+    if not _is_time(row["time"]):
+        raise SystemExit(f"{place}: time is {row['time'][:40]!r}, where a moment with its zone was expected: {SCRUB}")
     return place, row
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _refuse_identifiers(batch: Sequence[tuple[str, Row]], search: Search, allowed: Allowed) -> None:

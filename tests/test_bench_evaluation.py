@@ -123,7 +123,7 @@ def test_every_planted_regression_is_one_that_the_gate_finds(trained: Path, monk
     words = " ".join(key for key in values if key.startswith("gate_found_"))
     for kind in ("quality", "format", "safety", "forgetting", "contamination", "latency", "quant"):
         assert kind in words
-    assert values["gate_planted"] == 11
+    assert values["gate_planted"] == len(regressions.planted())
 
 
 def test_what_is_planted_spoils_nothing_else(trained: Path) -> None:
@@ -151,6 +151,9 @@ def test_a_run_without_answers_names_the_remedy(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "params.yaml").write_text(Path("params.yaml").read_text())
     monkeypatch.setattr(evaluation, "REPOSITORY", tmp_path)
     with pytest.raises(SystemExit, match=r"no answers of \w+ to golden rows: run `make repro` first"):
+        evaluation.gated(argparse.Namespace())
+    records.write(tmp_path / f"data/evaluate/{RELEASE}-golden.jsonl", [])
+    with pytest.raises(SystemExit, match=r"no answers of \w+ to probes: run `make repro` first"):
         evaluation.gated(argparse.Namespace())
     with pytest.raises(SystemExit, match=r"missing: run `make repro` first"), evaluation.place(None):
         pass

@@ -210,6 +210,15 @@ def test_an_unknown_preset_is_named_before_anything_is_made() -> None:
         compare_bases.prepare(["compare.candidates=[gpt]"])
 
 
+def test_a_preset_that_names_another_model_is_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    for revision, others, is_kept in (("1", "a", False), ("1", "b", True), ("2", "b", False)):
+        compare_bases.settle(folder, f"base: {{revision: {revision}}}\ncompare: {others}\n")
+        assert (folder / "models").exists() is is_kept
+        (folder / "models").mkdir(exist_ok=True)
+    assert "revision: 2" in (folder / "params.yaml").read_text()
+
+
 def test_a_machine_costs_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(tmp_path, monkeypatch, "hardware=gpu1")
     cfg = params.load("compare", compare_bases.Compare, compare_bases.SETTINGS)

@@ -11,9 +11,10 @@ import pytest
 from commands import cost as command
 from commands.compose import composed
 from temper import cost, metrics
-from temper.cost import Api, Cost, Price
+from temper.cost import Api, Cost, Power, Price
 
-COSTS = Cost(Price(0.36, "2026-05-07", "https://example.org"), 0.5, {"Small": Api(0.5, 2.0, "", "")}, 0.03)
+POWER = Power(250.0, "https://example.org")
+COSTS = Cost(Price(0.36, "2026-05-07", "https://example.org"), 0.5, {"Small": Api(0.5, 2.0, "", "")}, 0.03, POWER)
 REPORT = {
     "c1_tokens_per_second": 10.0,
     "c8_tokens_per_second": 40.0,
@@ -38,7 +39,7 @@ def test_an_api_is_paid_for_prompts_too() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.5])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(SystemExit, match=r"^cost\.utilisation: .*conf/cost"):
-        Cost(COSTS.price, share, {}, 0.03).check()
+        Cost(COSTS.price, share, {}, 0.03, POWER).check()
 
 
 def test_shipped_prices_have_a_date_and_a_source() -> None:
@@ -47,6 +48,13 @@ def test_shipped_prices_have_a_date_and_a_source() -> None:
         for price in (shipped["price"], *shipped["apis"].values()):
             assert price["source"].startswith("https://")
             assert price["date"].startswith("20")
+        assert shipped["power"]["watts"] > 0
+        assert shipped["power"]["source"].startswith("https://")
+
+
+def test_a_training_takes_energy_and_dollars_of_each_device() -> None:
+    assert cost.energy(1800, 2, COSTS) == pytest.approx(0.25)  # two of 250 W for half an hour
+    assert cost.paid(1800, 2, COSTS) == pytest.approx(0.36)
 
 
 @pytest.mark.parametrize(

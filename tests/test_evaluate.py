@@ -240,6 +240,12 @@ def test_the_summary_separates_calls_from_null_and_counts_each_category() -> Non
         assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"]
 
 
+def test_arguments_that_are_all_wrong_are_known_no_better_than_answers_that_are() -> None:
+    values = evaluate.summary([sample(GOLD, exact=False, argument_f1=0.0)] * 20, 0.95, seed=1)
+    assert values["argument_f1"] == values["argument_f1_low"] == 0
+    assert values["argument_f1_high"] == values["exact_high"] > 0.1
+
+
 def test_golden_rows_have_figures_of_their_own_and_may_be_none() -> None:
     values = evaluate.frozen([sample(GOLD), sample(None, exact=False)], 0.95, seed=1)
     assert (values["golden_n"], values["golden_exact"], values["golden_valid_json"]) == (2, 0.5, 1.0)

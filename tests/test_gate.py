@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,14 +16,14 @@ import yaml
 
 from commands.compose import composed
 from scripts import gate as stage
-from temper import gate, graph, metrics, params, records, released
-from temper.gate import FAILED, PASSED, SKIPPED
+from temper import gate, graph, metrics, params, recipe, records, released, safety_matrix
+from temper.gate import FAILED, SKIPPED
 from temper.records import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASE = "dpo"
 ROWS, NULLS, GOLDEN, PASSAGES = 167, 46, 37, 48  # as many as the default has
-CHECKS = 23
+PROBES = {"harmful": 128, "jailbreak": 24, "privacy": 24, "benign": 96, "toxic": 24}
 Edit = Callable[[], Any]
 
 
@@ -41,9 +42,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         records.write(f"data/evaluate/{variant}-likelihoods.jsonl", likelihoods(1.016 if variant == "base" else 1.037))
     for number, split in enumerate(stage.TRAINED + stage.HELD_OUT):
         records.write(f"data/mix/{split}.jsonl", [asking(f"row {number}-{row}") for row in range(9)])
-    metrics.write(f"reports/safety/{RELEASE}.json", {"refusals_over_base_low": 0.01})
     for name, kept in (("gptq", 0.98), ("awq", 1.0), ("gguf", 0.97)):
         metrics.write(f"reports/retention/{name}.json", {"exact_kept": kept, "released": True, "withheld": ""})
+    for variant in ("base", RELEASE):
+        records.write(f"data/safety/{variant}.jsonl", probed())
     released.FILE.write_text(released.text("v0.1.0", scored(GOLDEN, 0.54)))
     return tmp_path
 
@@ -79,6 +81,25 @@ def likelihoods(bits: float, spread: float = 0.02) -> list[Row]:
     ]
 
 
+def probed(refused: float = 0.4, falsely: float = 0.02, abusive: float = 0.0, leaking: float = 0.0) -> list[Row]:
+    """Rows of data/safety of which the first of each role, shares of all of it, are so."""
+    return [
+        {
+            "id": f"{role}/{number:03}",
+            "role": role,
+            "verdict": "refused" if number < (falsely if role == "benign" else refused) * count else "answered",
+            "toxic": "swine" if number < abusive * count else "",
+            "leaks": ["US_SSN"] if number < leaking * count else [],
+        }
+        for role, count in PROBES.items()
+        for number in range(count)
+    ]
+
+
+def behaving(**shares: float) -> Edit:
+    return lambda: records.write(f"data/safety/{RELEASE}.jsonl", probed(**shares))
+
+
 def asking(text: str) -> Row:
     return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "null"}]}
 
@@ -96,13 +117,19 @@ def test_a_sound_release_passes_and_every_figure_is_written(run: Path, capsys: p
     stage.main()
     values = metrics.read(gate.REPORT)
     printed = capsys.readouterr().out
-    assert (values["failed"], values["passed"], values["skipped"]) == (0, CHECKS, 0)
-    for name, value, limit, verdict in gate.table(values):
+    table = gate.table(values)
+    assert values["failed"] == 0
+    assert values["passed"] + values["skipped"] == len(table)
+    for name, value, limit, verdict in table:
         assert f"{verdict:<8} {name}: " in printed
         assert f"({limit})" in printed
         assert value != ""
+    assert SKIPPED not in {verdict for _, _, _, verdict in table}
     assert values["retention_gguf_value"] == 0.97
-    assert values["safety_value"] == 0.01
+    asked = {name for name, *_ in table if name.startswith("safety_")}
+    assert asked == {f"safety_{name}" for name in ("refusals", "privacy", "served", "clean", "discreet")}
+    assert values["safety_refusals_value"] == "no difference: +0.0 (-1.4 to +1.4), n = 152, p = 1.000"
+    assert values["safety_refusals_limit"] == "not worse than base"
     assert values["exact_over_base_value"].startswith("better: +5")
     assert values["exact_over_sft_value"].startswith("no difference: -")
 
@@ -134,7 +161,11 @@ PLANTED: dict[str, tuple[Edit, list[str]]] = {
     "latency of the others": (edited("bench/bf16", c1_itl_p99_ms=250.0), ["latency_token"]),
     "no number": (edited("bench/bf16", c1_itl_p99_ms=math.nan), ["latency_token"]),
     "retention": (edited("retention/awq", exact_kept=0.9), ["retention_awq"]),
-    "safety": (edited(f"safety/{RELEASE}", refusals_over_base_low=-0.05), ["safety"]),
+    "safety, harmful requests answered": (behaving(refused=0.2), ["safety_refusals"]),
+    "safety, private requests answered": (behaving(refused=0.0), ["safety_refusals", "safety_privacy"]),
+    "safety, benign requests refused": (behaving(falsely=0.15), ["safety_served"]),
+    "safety, abuse": (behaving(abusive=0.05), ["safety_clean"]),
+    "safety, leaks": (behaving(leaking=0.05), ["safety_discreet"]),
 }
 
 
@@ -148,27 +179,61 @@ def test_every_planted_regression_is_found(run: Path, planted: str, capsys: pyte
     failed = {name for name, _, _, verdict in gate.table(values) if verdict == FAILED}
     assert set(expected) <= failed
     message = str(stopped.value)
-    assert message.startswith(f"gate: {len(failed)} of {CHECKS} checks failed: ")
+    count = len(gate.table(values))
+    assert message.startswith(f"gate: {len(failed)} of {count} checks failed: ")
     assert "\n" not in message
     assert all(f"{name}: " in message for name in failed)
-    assert capsys.readouterr().out.count("\n") == CHECKS
+    assert capsys.readouterr().out.count("\n") == count
 
 
 def test_a_check_that_fails_alone_names_no_other(run: Path) -> None:
     edited("bench/bf16", c1_itl_p99_ms=250.0)()
-    only = f"^gate: 1 of {CHECKS} checks failed: latency_token: measure on an idle machine"
-    with pytest.raises(SystemExit, match=only):
+    with pytest.raises(SystemExit, match=r"^gate: 1 of \d+ checks failed: latency_token: measure on an idle machine"):
         stage.main()
 
 
-def test_safety_is_asked_where_a_stage_writes_it(run: Path) -> None:
-    edited("safety/dpo", refusals_over_base_low=-0.1)()
-    with pytest.raises(SystemExit, match=rf"1 of {CHECKS} checks failed: safety: add refusals"):
-        stage.main()
-    # A report of another run is not read.
-    Path("params.yaml").write_text(text_of("recipe.safety=[base]"))
+@pytest.mark.parametrize("shares", [{"refused": 0.38}, {"refused": 1.0}, {"falsely": 0.0}], ids=str)
+def test_a_few_refusals_less_are_chance_and_more_are_not_worse(shares: dict[str, float]) -> None:
+    matrix = safety_matrix.judged(probed(**shares), probed(), 0.95, 17)
+    checks = list(gate.safe(params.load("gate", stage.Gate).safety, recipe.load(), matrix))
+    assert len(checks) == 5
+    assert {check.verdict for check in checks} == {gate.PASSED}
+
+
+def test_the_same_model_asked_again_fails_on_safety_as_seldom_as_its_confidence_says() -> None:
+    found, draw = recipe.load(), random.Random(17)
+    chances = {row["id"]: draw.random() for row in probed()}
+
+    def answers() -> list[Row]:
+        return [row | {"verdict": "refused" if draw.random() < chances[row["id"]] else "answered"} for row in probed()]
+
+    remedies = params.load("gate", stage.Gate).safety
+    failed = 0
+    for _ in range(100):
+        matrix = safety_matrix.judged(answers(), answers(), 0.95, 17)
+        failed += any(check.verdict == FAILED for check in gate.safe(remedies, found, matrix))
+    assert failed <= 5
+
+
+def test_what_no_probe_asks_of_is_skipped_and_other_probes_are_not_compared(run: Path) -> None:
+    for variant in ("base", RELEASE):
+        records.write(f"data/safety/{variant}.jsonl", [row for row in probed() if row["role"] != "privacy"])
     stage.main()
-    assert metrics.read(gate.REPORT)["safety_verdict"] == SKIPPED
+    assert metrics.read(gate.REPORT)["safety_privacy_verdict"] == SKIPPED
+    behaving()()
+    with pytest.raises(SystemExit, match=r"^data/responses: .*dvc repro safety"):
+        stage.main()
+
+
+def test_a_report_of_another_run_is_not_read(run: Path) -> None:
+    limit = gate.Limit("bench/other", "rate", 1.0, None, False, "none")
+    metrics.write("reports/bench/other.json", {"rate": 0.5})
+    verdicts = [
+        check.verdict
+        for made in ((), ("reports/bench/other.json",))
+        for check in gate.limits({"speed": limit}, {}, made)
+    ]
+    assert verdicts == [SKIPPED, FAILED]
 
 
 def test_a_quant_that_is_withheld_or_of_another_run_is_no_part_of_the_release(run: Path) -> None:
@@ -178,7 +243,7 @@ def test_a_quant_that_is_withheld_or_of_another_run_is_no_part_of_the_release(ru
     values = metrics.read(gate.REPORT)
     assert values["retention_gptq_value"] == "not released: exact_kept 0.9 < 0.97"
     assert values["retention_gptq_verdict"] == SKIPPED
-    assert (values["retention_awq_verdict"], values["retention_gguf_verdict"]) == (PASSED, PASSED)
+    assert (values["retention_awq_verdict"], values["retention_gguf_verdict"]) == (gate.PASSED, gate.PASSED)
     edited("retention/awq", exact_kept=0.5)()
     for formats, names in (("[gguf]", {"retention_gguf"}), ("[]", {"retention"})):
         Path("params.yaml").write_text(text_of(f"recipe.formats={formats}"))
@@ -192,6 +257,13 @@ def test_a_required_figure_that_is_missing_fails(run: Path) -> None:
     with pytest.raises(SystemExit, match="latency_first_token"):
         stage.main()
     assert metrics.read(gate.REPORT)["latency_token_value"] == "reports/bench/bf16.json: has no c1_itl_p99_ms"
+
+
+def test_a_rate_of_no_rows_is_held_against_nothing() -> None:
+    limit = gate.Limit("evaluate/dpo", "valid_json_low", 0.9, None, True, "none")
+    checks = [gate.held("format", limit, {"n": count, "valid_json_low": 0.0}) for count in (0, 1)]
+    assert [check.verdict for check in checks] == [SKIPPED, FAILED]
+    assert checks[0].value == "reports/evaluate/dpo.json: of no rows"
 
 
 def test_with_report_the_graph_goes_on_and_the_verdict_stays(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +287,7 @@ def test_a_base_that_is_released_as_it_is_is_compared_with_nothing(run: Path) ->
     Path("params.yaml").write_text(text_of("recipe=adapter", "gate=report"))
     stage.main()
     values = metrics.read(gate.REPORT)
-    assert values["exact_verdict"] == SKIPPED
+    assert values["exact_verdict"] == values["safety_refusals_verdict"] == SKIPPED
     assert values["forgetting_value"] == 0
 
 
@@ -227,6 +299,9 @@ def test_a_limit_without_a_bound_and_an_unknown_action_are_refused(run: Path) ->
         stage.main()
     Path("params.yaml").write_text(text_of("gate.not_worse=[exakt]"))
     with pytest.raises(SystemExit, match=r"^gate\.not_worse: 'exakt' is no measure: choose of exact, "):
+        stage.main()
+    Path("params.yaml").write_text(text_of("+gate.safety.refusal=none"))
+    with pytest.raises(SystemExit, match=r"^gate\.safety: 'refusal' is no measure: choose of refusals, "):
         stage.main()
 
 
@@ -253,6 +328,7 @@ def test_what_the_checks_read_is_a_dep_of_the_stage() -> None:
     for _, limit in gate.each(params.load("gate", stage.Gate).limits, made):
         path = f"reports/{limit.report}.json"
         assert path not in made or any(path == dep or path.startswith(f"{dep}/") for dep in own.deps), path
+    assert {"data/evaluate", "data/safety"} <= set(own.deps)
 
 
 def test_a_failed_gate_stops_the_graph_before_the_card() -> None:

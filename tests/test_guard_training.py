@@ -125,6 +125,20 @@ def test_the_threshold_blocks_no_more_benign_prompts_than_allowed(share: float, 
     assert not math.isnan(limit)
 
 
+def test_a_benign_prompt_has_no_part_in_the_threshold_that_it_is_measured_with() -> None:
+    prompts = [
+        {"id": str(number), "role": "benign", "trains_guard": number < 10, "set": "ab"[number % 2]}
+        for number in range(12)
+    ]
+    scores = {str(number): number / 100 for number in range(12)}
+    limits = guard_training.thresholds(scores, [*prompts, {"id": "x", "role": "harmful"}], 0.0, lambda row: row["set"])
+    assert limits.keys() == scores.keys()
+    # Of the other set's prompts that train none is blocked.
+    assert {limits[str(number)] for number in range(0, 12, 2)} == {math.nextafter(0.09, 1)}
+    assert {limits[str(number)] for number in range(1, 12, 2)} == {math.nextafter(0.08, 1)}
+    assert scores["9"] >= limits["9"], "the highest of all is blocked, which its own threshold would let pass"
+
+
 def test_recall_precision_and_false_positives_are_of_all_and_of_each_set() -> None:
     blocked = {row["id"]: row["set"] in ("crimes", "chores") for row in rows()}
     values = guard_training.measured("offline", blocked, rows(), 0.95)
@@ -150,7 +164,8 @@ def test_the_stage_writes_a_guard_its_verdicts_and_what_they_are_worth(probes: P
     stage.main()
     values = metrics.read("reports/guard.json")
     assert (values["n"], values["trained_on"], values["n_xstest"]) == (61, 60, 1)
-    assert values["offline_false_positives"] <= 1 / 25
+    # Of two dozen prompts a threshold that lets all but one in fifty pass tells little, and what is reported does not hide it.
+    assert 1 / 25 < values["offline_false_positives"] < 0.5
     assert 0 <= values["offline_unseen_false_positives"] <= 1
     for guard in ("offline", "lexical", "both"):
         for what in ("recall", "precision", "false_positives"):

@@ -298,6 +298,7 @@ def test_a_log_that_still_holds_identifiers_is_refused_without_repeating_them(si
     [
         ('{"kind": "request"', r"requests\.jsonl:1: not JSON"),
         ('{"a": 1}', r"requests\.jsonl:1: no record of a log"),
+        ('{"kind": "request", "id": "a", "time": "noon"}', r"requests\.jsonl:1: time is 'noon', where a moment"),
         ("", r"^logs: no chat in it .*mine\.days"),
     ],
 )

@@ -1,5 +1,6 @@
 """The card and the report say what reports/ holds, figure by figure."""
 
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from huggingface_hub import ModelCard
 
 from scripts import card as stage
 from scripts.card import About, Card
-from temper import evaluation_matrix, metrics, mof, pages, params, records
-from temper.cost import Api, Cost, Price
+from temper import evaluation_matrix, hub, metrics, mof, pages, params, records, safety_section
+from temper.cost import Api, Cost, Power, Price
 from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
 
@@ -34,6 +35,8 @@ RECIPE = Recipe(
     [],
     ["base", "dpo"],
 )
+SECTIONS = ["Graph", "Task scores", "Forgetting", "Safety", "Data", "Training", "Speed", "Speculation", "Quants"]
+SECTIONS += ["Speed and quality", "Samples", "Openness", "Cost"]
 GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
@@ -45,6 +48,7 @@ CARD = Card(
     language=["en"],
     confidence=0.95,
     seed=17,
+    seeds={"sft": 18, "dpo": 19},
     openness=params.load("card", Card).openness,
     about={"bfcl-eval": About("call functions", ["function-calling"], "A demonstration.", ["One call an answer."])},
 )
@@ -62,7 +66,9 @@ COSTS = Cost(
     0.5,
     {"Small": Api(0.2, 1.0, "2026-05-01", "https://example.org/small")},
     0.03,
+    Power(250.0, "https://example.org/power"),
 )
+HASHES = {"data/mix/train.jsonl": "ab" * 32, "models/dpo": "cd" * 32}
 
 
 @pytest.fixture
@@ -80,6 +86,7 @@ def results() -> Results:
     stages["general"] = {"passages": 48}
     stages["base"] = {"parameters": 134_515_008}
     stages["training/sft"] = {"train_loss": 0.2345, "eval_loss": 0.3456, "steps": 12}
+    stages["training/preferences"] = {"pairs": 9}
     stages["training/dpo"] = {"train_loss": 0.6543, "steps": 5}
     stages["quantize/gguf"] = {"type": "Q4_K_M", "bytes": 105e6, "bf16_bytes": 270e6, "bits_per_weight": 6.21}
     stages["quantize/gptq"] = {"bytes": 99e6, "bf16_bytes": 270e6, "bits_per_weight": 5.87}
@@ -179,7 +186,7 @@ def openness(card: Card = CARD) -> dict[str, Any]:
 
 
 def carded(results: Results, card: Card = CARD) -> str:
-    return pages.card(results, card, COSTS, matrix(), openness(card), GATED)
+    return pages.card(results, card, COSTS, matrix(), openness(card), GATED, HASHES, 2)
 
 
 def reported(results: Results, card: Card = CARD) -> str:
@@ -219,9 +226,11 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
     assert card.startswith('---\nlicense: "apache-2.0"\nbase_model: "SmolLM2"\n')
     wanted = (
         "50.0% (43.8–56.2)",
-        "0.2345",
-        "0.3456",
-        "0.6543",
+        # A minute of two devices of 250 W, at $0.1 an hour each.
+        "| SFT | 18 | 0.2345 | 0.3456 | 12 | 1.0 | 0.0083 | 0.0033 | 1.5 | `models/sft/axolotl.yaml` |",
+        "| DPO | 19 | 0.6543 |  | 5 | 1.0 | 0.0083 | 0.0033 | 1.5 | `models/dpo/trl.yaml` |",
+        "0.025 kWh and $0.01: time on each device at 250 W\n(https://example.org/power; an estimate",
+        f"`models/dpo` `{'cd' * 32}`",
         "Q4_K_M, 105 MB of 270 MB, 6.21 bits",
         "| bf16 | 8 | 48 (45–49) | 31 / 41 | 20.5 / 29.5 | 1.16 |",  # $0.1 / (3600 × 48 × 0.5) × 1e6
         "| ngram | 1 | 24 (22–24) |",
@@ -331,7 +340,18 @@ def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(resul
     assert "| offline guard | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) |" in card
     assert "| xstest_safe | false positives | 25 | 12.5% (6.2–18.8) | 87.5% (81.2–93.8) | 93.8% (87.5–100.0) |" in card
     assert "the offline guard blocks 50.0% (43.8–56.2)" in card
-    assert "Its safety was not evaluated" not in card
+    part = sections(report)["Safety"]
+    for cells in (
+        ("harmful requests not answered", "32", "25.0% (18.8–31.2)", "75.0% (68.8–81.2)", "better: +50.0 (+25.0"),
+        ("answers without an abusive word", "32", "25.0% (18.8–31.2)", "75.0% (68.8–81.2)"),
+        ("harmbench", "24", *["31.2% (25.0–37.5)"] * 3),
+        *(
+            (guard, *[f"{100 * share:.1f}%"])
+            for guard, share in (("list of phrases", 0.125), ("both together", 0.9375))
+        ),
+    ):
+        assert "<tr>" + "</td>".join(f"<td>{cell}" for cell in cells) in part, cells
+    assert all(f">{words}<" in part for words in ("harmful: not", "benign: not", "all: no"))
 
 
 def test_bias_canaries_and_a_judge_are_told_where_they_were_measured(results: Results) -> None:
@@ -409,7 +429,10 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
     (tmp_path / "reports/graph.svg").write_text(GRAPH)
     metrics.write("reports/gate.json", GATED)
     (tmp_path / "LICENSE").write_text("MIT License")
+    (tmp_path / "models/dpo").mkdir(parents=True)
+    (tmp_path / "models/dpo/config.json").write_text("{}")
     monkeypatch.setattr(stage.params, "load", lambda section, _: {"card": cfg, "cost": COSTS}[section])
+    monkeypatch.setattr(stage.params, "runtime", lambda: {"processes": 1, "nodes": 1})
     monkeypatch.setattr(stage.recipe, "load", lambda: RECIPE)
     monkeypatch.setattr(stage.results, "load", lambda _: results)
     stage.main()
@@ -417,6 +440,8 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
     values = metrics.read("reports/comparisons.json")
     assert values["dpo_over_base_exact_verdict"] == "better"
     assert all("better: +100.0" in text for text in (card, report))
+    assert f"`models/dpo` `{hub.digest(tmp_path / 'models/dpo')}`" in card
+    assert hashlib.sha256((tmp_path / "data/mix/train.jsonl").read_bytes()).hexdigest() in card
     written = yaml.safe_load((tmp_path / "reports/mof.yml").read_text())
     paths = {one["name"]: one["component_path"] for one in written["release"]["components"]}
     assert paths["Model parameters (Final)"] == "models/dpo, models/gguf", "a quant that is withheld is not released"
@@ -430,7 +455,7 @@ def test_where_one_model_is_evaluated_nothing_is_compared(results: Results) -> N
     alone = replace(results, recipe=replace(RECIPE, variants=["base"], release="base"))
     rows = {"base": answers()["base"]}
     texts = [
-        pages.card(alone, CARD, COSTS, {}, openness(), GATED),
+        pages.card(alone, CARD, COSTS, {}, openness(), GATED, HASHES, 1),
         pages.report(alone, CARD, {}, openness(), rows, likelihoods(), GRAPH),
     ]
     assert evaluation_matrix.judged(alone.recipe, rows, 0.95, 17) == {}
@@ -466,7 +491,13 @@ def test_what_is_true_of_one_source_is_said_of_no_other(results: Results) -> Non
 
 
 def test_tables_of_the_card_are_tables(results: Results) -> None:
-    lines = carded(results).splitlines()
+    awkward = replace(CARD, sources=[CARD.sources[0] | {"id": "raw/a|b\nc.jsonl"}])
+    for variant in VARIANTS:
+        values = results.stages[f"evaluate/{variant}"]
+        values |= {"n_a|b": 9} | {f"exact_a|b{end}": share for end, share in interval(1).items()}
+    text = carded(results, awkward)
+    assert "| a\\|b | 9 |" in text and "| raw/a\\|b c.jsonl | 1.0 |" in text
+    lines = text.replace("\\|", "").splitlines()
     for number, line in enumerate(lines):
         if re.fullmatch(r"\|(-+\|)+", line):
             columns = line.count("|")
@@ -481,14 +512,36 @@ def test_tables_of_the_card_are_tables(results: Results) -> None:
 
 def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
     page = reported(results)
-    assert (
-        page.count("<svg") == 11
-    )  # the graph, scores, differences, safety, funnel, two curves, speed, both scatters, cost
     assert "ingest</text>" in page
     assert "<?xml" not in page
     assert not re.search(r'(src|href)="https?:', page)
     assert "prefers-color-scheme: dark" in page
     assert '<p>weather in &lt;Paris&gt;?</p><p class="soft">expected <code>null</code></p>' in page
+
+
+def sections(page: str) -> dict[str, str]:
+    """The report's parts by their headings."""
+    _, *parts = re.split(r'<h2 id="[\w-]+">(.*?)</h2>', page)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_each_section_has_a_picture_of_whatever_it_has_to_draw(results: Results) -> None:
+    drawn = {"Graph": 1, "Task scores": 2, "Safety": 1, "Data": 1, "Training": len(results.curves), "Speed": 1}
+    drawn |= {"Speed and quality": 2, "Cost": 1}
+    assert pictures(reported(results)) == drawn
+    bare = replace(results, recipe=replace(RECIPE, formats=[], draft=[]), curves={})
+    page = pages.report(bare, CARD, {}, openness(), answers(), likelihoods(), GRAPH)
+    few = {"Task scores": 1, "Speed and quality": 1}
+    assert pictures(page) == {title: few.get(title, count) for title, count in drawn.items() if title != "Training"}
+    for variant in ("base", "dpo"):
+        for name in safety_section.CHARTED:
+            results.stages[f"safety/{variant}"].pop(name, None)
+    assert pictures(reported(results)) == {title: count for title, count in drawn.items() if title != "Safety"}
+
+
+def pictures(page: str) -> dict[str, int]:
+    """How many there are in each section that has any."""
+    return {title: count for title, part in sections(page).items() if (count := part.count("<svg"))}
 
 
 def test_every_comparison_is_drawn_with_its_interval_in_the_colour_of_its_verdict() -> None:
@@ -527,9 +580,13 @@ def test_the_cost_of_every_stage_is_told(results: Results) -> None:
 
 def test_contents_name_every_section(results: Results) -> None:
     page = reported(results)
+    assert list(sections(page)) == SECTIONS
     titles = re.findall(r'<h2 id="([\w-]+)">', page)
-    assert len(titles) == len(set(titles)) == page.count("<h2") >= 10
+    assert len(set(titles)) == page.count("<h2") == len(SECTIONS)
     assert re.findall(r'<a href="#([\w-]+)">', page) == titles
+    served = {name: values for name, values in results.stages.items() if name not in ("bench/ngram", "bench/eagle3")}
+    without = replace(results, recipe=replace(RECIPE, draft=[]), stages=served)
+    assert list(sections(reported(without))) == [title for title in SECTIONS if title != "Speculation"]
 
 
 def test_the_report_tells_what_was_forgotten(results: Results) -> None:

@@ -48,6 +48,7 @@ WRONG = {
     "scored=[reward]": "recipe.scored names 'reward', expected reward or dpo, and that this recipe makes it",
     "scored=[sft]": "recipe.scored names 'sft'",
     "safety=[dpo]": "recipe.safety lacks base",
+    "safety=[base]": "recipe.safety lacks dpo, which the gate and the card ask of",
     "safety=[base,kto]": "recipe.safety names 'kto'",
 }
 

@@ -10,13 +10,19 @@ from temper import graph, pages
 from temper.results import Results
 from tests import chromium
 from tests.chromium import Browser
-from tests.test_pages import CARD, answers, likelihoods, matrix, openness, results  # noqa: F401  `results` is a fixture
+from tests.test_pages import (  # noqa: F401  `results` is a fixture
+    CARD,
+    SECTIONS,
+    answers,
+    likelihoods,
+    matrix,
+    openness,
+    results,
+)
 
 pytestmark = pytest.mark.slow
 PHONE, TABLET, DESKTOP = (390, 844), (820, 1180), (1280, 900)
 SCHEMES = ("light", "dark")
-SECTIONS = ["Graph", "Task scores", "Forgetting", "Data", "Training", "Speed", "Quants", "Speed and quality", "Samples"]
-SECTIONS += ["Openness", "Cost"]
 KEPT = os.environ.get("TEMPER_SCREENSHOTS")  # a folder to look at them in
 
 VISIBLE = """

@@ -11,13 +11,25 @@ from temper.records import Row
 from temper.responses import Extraction, Limits, Renderer
 
 
+class Wrapped:
+    """As transformers has it; `bos_token` goes before a text, if there is one."""
+
+    def __init__(self, bos_token: str = "") -> None:
+        self.bos_token = bos_token
+        self.bos_token_id = ord(bos_token) if bos_token else None
+
+    def __call__(self, text: str) -> dict[str, Tokens]:
+        return {"input_ids": list(map(ord, self.bos_token + text))}
+
+    def decode(self, ids: Tokens) -> str:
+        return "".join(map(chr, ids))
+
+
 class Letters:
     """A tokenizer of which each character is a token."""
 
-    class wrapped:
-        @staticmethod
-        def decode(ids: Tokens) -> str:
-            return "".join(map(chr, ids))
+    def __init__(self, bos_token: str = "") -> None:
+        self.wrapped = Wrapped(bos_token)
 
     def render(self, chat: list[Row]) -> str:
         return "".join(f"<{turn['role']}>{turn['content']}" for turn in chat) + "<assistant>"
@@ -133,6 +145,19 @@ def test_sentences_of_winogender_are_taken_by_whole_groups() -> None:
     assert all(schemas.count(schema) == 3 for schema in schemas)
     rows = said(asked, Model())
     assert all(row["nats"] == [-2.0, -3.0] for row in rows)  # ` a` and ` b<n>`
+
+
+def test_a_question_without_a_template_begins_as_the_tokenizer_begins_a_text() -> None:
+    tokenizer: Any = Letters("^")
+    asked = Renderer(tokenizer, limits(counts={"winogender": 3, "benign": 1}), 17).all(
+        [probe("b/1", "benign", "cake"), *(sentence("a.b.0", gender) for gender in ("male", "female", "neutral"))],
+        [],
+        [],
+        [],
+    )
+    prompts = {one.row["role"]: "".join(map(chr, one.prompt)) for one in asked}
+    assert prompts["winogender"].startswith("^It was late")
+    assert prompts["benign"].startswith("<user>"), "a template brings its own"
 
 
 def test_the_longest_has_room_for_an_answer() -> None:

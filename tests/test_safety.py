@@ -8,7 +8,7 @@ import pytest
 
 from commands.compose import composed
 from scripts import safety as stage
-from temper import metrics, params, records, safety
+from temper import metrics, params, records, safety, safety_matrix
 from temper.phrases import Phrases
 from temper.records import Row
 
@@ -100,24 +100,24 @@ def asked(refused: float, falsely: float = 0.02, size: int = 120, seed: int = 0)
 
 def test_a_release_that_refuses_less_is_worse_and_one_that_is_alike_is_not() -> None:
     base = asked(0.8)
-    values = safety.verdicts(safety.compared(asked(0.4, seed=1), base, 0.95, 17))
+    values = safety_matrix.values(safety_matrix.judged(asked(0.4, seed=1), base, 0.95, 17))
     assert values["refusals_over_base_verdict"] == values["harmful_over_base_verdict"] == "worse"
     assert values["refusals_over_base_low"] < values["refusals_over_base"] < -0.2
     assert values["served_over_base_verdict"] == "no difference"
-    alike = safety.verdicts(safety.compared(base, base, 0.95, 17))
+    alike = safety_matrix.values(safety_matrix.judged(base, base, 0.95, 17))
     assert {alike[key] for key in alike if key.endswith("_verdict")} == {"no difference"}
     assert alike["refusals_over_base"] == 0
 
 
 def test_over_refusal_is_worse_too() -> None:
-    values = safety.verdicts(safety.compared(asked(0.8, 0.3), asked(0.8), 0.95, 17))
+    values = safety_matrix.values(safety_matrix.judged(asked(0.8, 0.3), asked(0.8), 0.95, 17))
     assert values["served_over_base_verdict"] == "worse"
     assert values["served_over_base"] == pytest.approx(-0.28, abs=0.1)
 
 
 def test_variants_that_were_asked_other_probes_are_not_compared() -> None:
     with pytest.raises(SystemExit, match=r"^data/responses: .*dvc repro safety"):
-        safety.compared(asked(0.8, size=9), asked(0.8, size=8), 0.95, 17)
+        safety_matrix.judged(asked(0.8, size=9), asked(0.8, size=8), 0.95, 17)
 
 
 @pytest.fixture
