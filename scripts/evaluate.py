@@ -93,19 +93,34 @@ def prepared(cfg: Evaluate) -> tuple[Asked, dict[str, list[Row]]]:
 
 
 def measured(found: Evaluation, asked: Asked, chosen: Mapping[str, Sequence[Row]], cfg: Evaluate) -> Row:
-    """Every metric of the variant."""
-    values: Row = summary(found.samples, cfg.confidence, cfg.seed) | frozen(found.golden, cfg.confidence, cfg.seed)
-    for task in asked.texts:
-        values |= perplexity(task, found.likelihoods, cfg.confidence, cfg.seed)
+    """Every metric of the variant; exits where two are of one name."""
+    parts: list[Row] = [summary(found.samples, cfg.confidence, cfg.seed)]
+    parts.append(frozen(found.golden, cfg.confidence, cfg.seed))
+    parts += [perplexity(task, found.likelihoods, cfg.confidence, cfg.seed) for task in asked.texts]
     answers = {one["id"]: Answered(one["reference"], one["output"]) for one in found.answers}
     for own in cfg.tasks:
         of = [answers[row["id"]] for row in chosen[own.name] if row["id"] in answers]
-        values |= task_metrics.summary(own, of, cfg.confidence, cfg.seed)
-    return values | benchmark_tasks.summary(found.benchmarks, cfg.confidence, cfg.seed)
+        parts.append(task_metrics.summary(own, of, cfg.confidence, cfg.seed))
+    return joined([*parts, benchmark_tasks.summary(found.benchmarks, cfg.confidence, cfg.seed)])
+
+
+def joined(parts: Sequence[Row]) -> Row:
+    """All of them; exits naming a metric that two of them have, such as `call_n` of a task named call."""
+    values: Row = {}
+    for part in parts:
+        if shared := sorted(values.keys() & part.keys()):
+            raise SystemExit(
+                f"evaluate: two metrics are named {shared[0]}: rename the task or the benchmark that has it (conf/evaluate)"
+            )
+        values |= part
+    return values
 
 
 def summary(samples: list[Row], confidence: float, seed: int) -> dict[str, float]:
-    """Every rate with its interval: overall, where a call is right, where `null` is, among several tools, and by category."""
+    """Every rate with its interval: overall, where a call is right, where `null` is, among several tools, and by category.
+
+    A category's name, which is the user's, stands last (`exact_in_low`, `exact_low_in_low`), so that none takes another's place.
+    """
     call = [one for one in samples if one["gold"] is not None]
     null = [one for one in samples if one["gold"] is None]
     values: dict[str, float] = {"n": len(samples), "call_n": len(call), "null_n": len(null)}
@@ -119,7 +134,8 @@ def summary(samples: list[Row], confidence: float, seed: int) -> dict[str, float
     values |= share("argument_f1", samples, "argument_f1", confidence, seed)
     for category, count in Counter(one["category"] for one in samples).items():
         members = [one for one in samples if one["category"] == category]
-        values |= {f"n_{category}": count} | rate(f"exact_{category}", members, "exact", confidence)
+        found = rate("exact", members, "exact", confidence)
+        values |= {f"{name}_in_{category}": value for name, value in ({"n": count} | found).items()}
     return values
 
 

@@ -34,7 +34,16 @@ OTHERS = {
     "choose": "the right tool likeliest among several",
 }
 # And what stands elsewhere, or is said by one of the others.
-ELSEWHERE = ("exact_", "golden_", "domain_", "general_", "choose_norm", "call_abstain")
+ELSEWHERE = (
+    "exact_in_",
+    "exact_low_in_",
+    "exact_high_in_",
+    "golden_",
+    "domain_",
+    "general_",
+    "choose_norm",
+    "call_abstain",
+)
 # Whose likelihood `evaluate` measures.
 TEXTS = (("domain", "reference answers to test rows"), ("general", "general text"))
 CHARTED = ("exact", "call_exact", "null_exact", "valid_json")
@@ -301,10 +310,17 @@ def beaten(results: Results) -> str:
     return " ".join(f"{name} {told.format(word)}" for name, word in words.items())
 
 
-def categories(results: Results) -> list[tuple[str, int]]:
-    """(category, test rows) that `evaluate` reports, by name."""
-    values = results.stages[f"evaluate/{results.recipe.release}"]
-    return [(key.removeprefix("n_"), values[key]) for key in sorted(values) if key.startswith("n_")]
+def categories(results: Results) -> list[tuple[str, int, list[str]]]:
+    """(category, test rows, exact answers of each variant) as `evaluate` reports them, by name."""
+    by_variant = [results.stages[f"evaluate/{variant}"] for variant in results.variants]
+    release = results.stages[f"evaluate/{results.recipe.release}"]
+    names = [key.removeprefix("n_in_") for key in sorted(release) if key.startswith("n_in_")]
+    return [(name, release[f"n_in_{name}"], [_of_category(values, name) for values in by_variant]) for name in names]
+
+
+def _of_category(values: dict[str, Any], category: str) -> str:
+    value, low, high = (values[f"{key}_in_{category}"] for key in ("exact", "exact_low", "exact_high"))
+    return percent((value, low, high))
 
 
 def likelihood(results: Results, task: str, likelihoods: dict[str, list[Row]]) -> list[str]:

@@ -222,10 +222,11 @@ def test_the_summary_separates_calls_from_null_and_counts_each_category() -> Non
     assert (values["n"], values["call_n"], values["null_n"]) == (3, 2, 1)
     assert values["exact"] == pytest.approx(1 / 3)
     assert (values["call_exact"], values["null_exact"]) == (0.5, 0.0)
-    assert (values["n_simple_python"], values["n_irrelevance"]) == (2, 1)
+    assert (values["n_in_simple_python"], values["n_in_irrelevance"]) == (2, 1)
     assert (values["abstain"], values["null_abstain"], values["call_abstain"]) == (pytest.approx(2 / 3), 1.0, 0.5)
     assert (values["choose_n"], values["choose"], values["choose_norm"]) == (1, 1.0, 0.0)
-    assert values["exact_simple_python"] == 0.5
+    assert (values["exact_in_simple_python"], values["exact_in_irrelevance"]) == (0.5, 0.0)
+    assert values["exact_low_in_simple_python"] < 0.5 < values["exact_high_in_simple_python"]
     assert values["argument_f1"] == pytest.approx(2.5 / 3)
     for name in (
         "exact",
@@ -235,9 +236,27 @@ def test_the_summary_separates_calls_from_null_and_counts_each_category() -> Non
         "valid_json",
         "abstain",
         "choose",
-        "exact_irrelevance",
     ):
         assert values[f"{name}_low"] <= values[name] <= values[f"{name}_high"]
+
+
+def test_no_category_s_name_takes_the_place_of_another_figure() -> None:
+    whole = [sample(GOLD, "x"), sample(GOLD, "x", exact=False)]
+    named = [sample(GOLD, name, exact=False) for name in ("low", "high", "x_low", "in_x", "low_in_x", "_low")]
+    before, after = (evaluate.summary(samples, 0.95, seed=1) for samples in (whole, [*whole, *named]))
+    assert after["exact_low"] < after["exact"] < after["exact_high"] < 1
+    assert {key: after[key] for key in before if key.endswith("_in_x")} == {
+        key: before[key] for key in before if key.endswith("_in_x")
+    }
+    assert sum(key.startswith("n_in_") for key in after) == 7
+    assert sum(after[key] for key in after if key.startswith("n_in_")) == after["n"]
+    parts = ("exact_in_", "exact_low_in_", "exact_high_in_")
+    assert sum(key.startswith(parts) for key in after) == 3 * 7
+
+
+def test_a_task_that_would_take_the_place_of_another_figure_is_named() -> None:
+    with pytest.raises(SystemExit, match=r"^evaluate: two metrics are named call_n: rename the task"):
+        evaluate.joined([{"call_n": 1, "n": 2}, {"call_n": 3}])
 
 
 def test_arguments_that_are_all_wrong_are_known_no_better_than_answers_that_are() -> None:

@@ -74,8 +74,9 @@ HASHES = {"data/mix/train.jsonl": "ab" * 32, "models/dpo": "cd" * 32}
 @pytest.fixture
 def results() -> Results:
     evaluated = {
-        variant: {"n": 90, "call_n": 60, "null_n": 30, "n_live": 90}
-        | {f"{name}{end}": share for name in (*MEASURES, "exact_live") for end, share in interval(place).items()}
+        variant: {"n": 90, "call_n": 60, "null_n": 30, "n_in_live": 90}
+        | {f"{name}{end}": share for name in MEASURES for end, share in interval(place).items()}
+        | {f"exact{end}_in_live": share for end, share in interval(place).items()}
         | {"domain_perplexity": 3.25, "domain_bits_per_byte": 0.5}
         | {"general_perplexity": 20.0 + place, "general_bits_per_byte": 1.0 + place / 10}
         for place, variant in enumerate(VARIANTS)
