@@ -48,6 +48,7 @@ from temper import (
     records,
 )
 from temper.comparisons import BETTER, WORSE
+from temper.evaluation_matrix import Evaluated
 from temper.records import Row
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -281,8 +282,8 @@ def matrix(generator: np.random.Generator) -> list[str]:
     found = recipe.load(REPOSITORY / "params.yaml")
     report = metrics.read(REPOSITORY / f"reports/evaluate/{found.release}.json")
     chances = rows(generator, report)
-    drawn = {name: [answer(generator, *row) for row in chances] for name in found.variants}
-    return [one.outcome for one in evaluation_matrix.judged(found, drawn, CONFIDENCE, SEED).values()]
+    drawn = {name: Evaluated([answer(generator, *row) for row in chances]) for name in found.variants}
+    return [one.outcome for one in evaluation_matrix.judged(found, drawn, [], CONFIDENCE, SEED).values()]
 
 
 def rows(generator: np.random.Generator, report: dict[str, Any]) -> list[tuple[str, bool, float]]:
@@ -300,12 +301,14 @@ def chance(generator: np.random.Generator, mean: float) -> float:
 
 
 def answer(generator: np.random.Generator, name: str, is_call: bool, right: float) -> Row:
-    """One sampled answer: exact, or wrong in part of its arguments, or in its form."""
+    """One sampled answer: exact, or wrong in part of its arguments, or in its form; and what is likelier, as often right."""
     exact = bool(generator.random() < right)
     valid = exact or bool(generator.random() < 0.9)
     partial = float(generator.choice([0.0, 0.5, 0.8])) if is_call and valid else 0.0
     gold = {"name": "f"} if is_call else None
-    return {"id": name, "gold": gold, "exact": exact, "valid_json": valid, "argument_f1": 1.0 if exact else partial}
+    likelier = {key: bool(generator.random() < right) for key in ("abstain", *(("choose",) if is_call else ()))}
+    scores: Row = {"exact": exact, "valid_json": valid, "argument_f1": 1.0 if exact else partial} | likelier
+    return {"id": name, "gold": gold} | scores
 
 
 def seeded(generator: np.random.Generator, spread: float) -> str:

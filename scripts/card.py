@@ -25,6 +25,7 @@ from temper import (
     wheels,
 )
 from temper.cost import Cost
+from temper.task_metrics import Task
 
 TRAIN = Path("data/mix/train.jsonl")
 
@@ -55,6 +56,8 @@ class Card:
     seed: int
     seeds: dict[str, int]
     """By training stage."""
+    tasks: list[Task]
+    """Of the user's own, whose answers are compared."""
     about: dict[str, About]
     """By the id of a source."""
     openness: mof.Openness
@@ -65,11 +68,12 @@ def main() -> None:
     costs.check()
 
     found = results.load(recipe.load())
-    answers = {variant: list(records.read(f"data/evaluate/{variant}.jsonl")) for variant in found.variants}
+    evaluated = {variant: evaluation_matrix.read(variant) for variant in found.variants}
+    answers = {variant: list(of.rows) for variant, of in evaluated.items()}
     likelihoods = {name: list(records.read(f"data/evaluate/{name}-likelihoods.jsonl")) for name in found.variants}
     graph = Path("reports/graph.svg").read_text(encoding="utf-8")
 
-    judged = evaluation_matrix.judged(found.recipe, answers, cfg.confidence, cfg.seed)
+    judged = evaluation_matrix.judged(found.recipe, evaluated, cfg.tasks, cfg.confidence, cfg.seed)
     offered = replace(found.recipe, formats=found.released)
     openness = mof.document(cfg, datacard.used(datacard.counted(datacard.trained()), cfg), offered)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from temper import (
+    benchmark_scores,
     benchmark_tasks,
     harness,
     intervals,
@@ -101,7 +102,7 @@ def measured(found: Evaluation, asked: Asked, chosen: Mapping[str, Sequence[Row]
     for own in cfg.tasks:
         of = [answers[row["id"]] for row in chosen[own.name] if row["id"] in answers]
         parts.append(task_metrics.summary(own, of, cfg.confidence, cfg.seed))
-    return joined([*parts, benchmark_tasks.summary(found.benchmarks, cfg.confidence, cfg.seed)])
+    return joined([*parts, benchmark_scores.summary(found.benchmarks, cfg.confidence, cfg.seed)])
 
 
 def joined(parts: Sequence[Row]) -> Row:

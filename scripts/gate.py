@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from temper import evaluation_matrix, gate, graph, metrics, params, recipe, records, released, safety_matrix, stage
 from temper.gate import Limit, Remedies
+from temper.task_metrics import Task
 
 TRAINED = ("train", "validation", "preferences", "rl")
 HELD_OUT = ("test", "golden")
@@ -21,7 +22,9 @@ class Gate:
     """Of the verdicts, all comparisons together."""
     seed: int
     not_worse: list[str]
-    """Measures of the evaluation matrix."""
+    """Measures of the evaluation matrix; `tasks` and `benchmarks` for all that there are of those."""
+    tasks: list[Task]
+    """Of the user's own, whose answers are compared."""
     safety: dict[str, str]
     """Measures of the safety matrix, with what to do where the release is worse than the base."""
     limits: dict[str, Limit]
@@ -46,11 +49,12 @@ def main() -> None:
 
 def compared(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:
     """The release against the base, what it was trained from, and the last release."""
-    answers = {variant: list(records.read(f"data/evaluate/{variant}.jsonl")) for variant in found.variants}
-    matrix = evaluation_matrix.judged(found, answers, cfg.confidence, cfg.seed)
+    evaluated = {variant: evaluation_matrix.read(variant) for variant in found.variants}
+    matrix = evaluation_matrix.judged(found, evaluated, cfg.tasks, cfg.confidence, cfg.seed)
+    measures = gate.measures_of(cfg.not_worse, cfg.tasks, evaluated[found.release])
     golden = records.read(f"data/evaluate/{found.release}-golden.jsonl")
     return [
-        *gate.not_worse(cfg.not_worse, found, matrix, cfg.remedies.worse),
+        *gate.not_worse(measures, found, matrix, cfg.remedies.worse),
         *gate.safe(cfg.safety, found, safety(cfg, found)),
         *gate.golden_parity(released.read(), golden, cfg.confidence, cfg.seed, cfg.remedies.golden),
     ]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import ifeval, intervals, published, records, spread
+from temper import ifeval, published, records, spread
 from temper.published import Published
 from temper.records import Row
 
@@ -19,7 +19,6 @@ TEST, SHOTS = "test", "shots"
 IFEVAL = "ifeval/ifeval.yaml"
 # What a definition says of its data, which is ours instead.
 OF_DATA = ("dataset_name", "training_split", "validation_split", "test_split", "fewshot_split", "dataset_kwargs")
-UNFILTERED = "none"
 
 
 @dataclass
@@ -104,21 +103,6 @@ def samples(benchmark: Loaded, found: Mapping[str, Sequence[Row]]) -> Iterator[R
             }
 
 
-def summary(found: Sequence[Row], confidence: float, seed: int) -> dict[str, float]:
-    """Each metric of each benchmark over all its items, by filter where it has one, with its interval; and `<benchmark>_n`.
-
-    A metric that scores parts of an item (IFEval's single instructions) is the mean over all parts, by a bootstrap over items.
-    """
-    values: dict[str, float] = {}
-    names = sorted({(row["benchmark"], row["filter"], metric) for row in found for metric in row["scores"]})
-    for benchmark, chosen, metric in names:
-        name = f"{benchmark}_{metric}" + ("" if chosen == UNFILTERED else f"_{chosen.replace('-', '_')}")
-        of = [row for row in found if row["benchmark"] == benchmark and row["filter"] == chosen]
-        scores = [row["scores"][metric] for row in of if metric in row["scores"]]
-        values |= {f"{benchmark}_n": len(of)} | _measured(name, scores, confidence, seed)
-    return values
-
-
 def record(benchmark: Loaded, parts: Sequence[Row]) -> Row:
     """What was run: settings, the harness's version of each part, and a hash of the rows; nothing that tells a machine."""
     rows = b"".join(records.line(row) for row in [*benchmark.items, *benchmark.shots])
@@ -132,6 +116,15 @@ def record(benchmark: Loaded, parts: Sequence[Row]) -> Row:
     }
 
 
+def check_metrics(name: str, listed: Sequence[Row]) -> None:
+    """Exit where a lower figure is a better one: a verdict would call it worse."""
+    if lower := [one["metric"] for one in listed if one.get("higher_is_better") is False]:
+        raise SystemExit(
+            f"evaluate.benchmarks: '{name}': {lower[0]} is better the lower it is: name a definition all of whose metrics are "
+            "better the higher they are (conf/evaluate)"
+        )
+
+
 def _local(benchmark: Loaded, file: Path, files: Mapping[str, Path], start: str, scorer: "ifeval.Scorer | None") -> Row:
     """The harness's definition in `file`, over our rows."""
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -139,6 +132,7 @@ def _local(benchmark: Loaded, file: Path, files: Mapping[str, Path], start: str,
     is_ifeval = benchmark.task.definition == IFEVAL
     # IFEval's own functions need packages that this environment has not: they run in another.
     config = {key: value for key, value in load_yaml(file, resolve_func=not is_ifeval).items() if key not in OF_DATA}
+    check_metrics(benchmark.task.name, config.get("metric_list") or [])
     splits = {TEST: str(files[TEST])} | ({SHOTS: str(files[SHOTS])} if benchmark.shots else {})
     config |= {
         "dataset_path": "json",
@@ -159,17 +153,6 @@ def _local(benchmark: Loaded, file: Path, files: Mapping[str, Path], start: str,
     if is_ifeval and scorer:
         config |= {"process_results": scorer.score, "metric_list": ifeval.METRICS}
     return config
-
-
-def _measured(name: str, scores: Sequence[Any], confidence: float, seed: int) -> dict[str, float]:
-    if any(isinstance(score, list) for score in scores):
-        return intervals.ratio(
-            name, [sum(score) for score in scores], [len(score) for score in scores], confidence, seed
-        )
-    values = [float(score) for score in scores]
-    if set(values) <= {0.0, 1.0}:
-        return intervals.rate(name, [value == 1 for value in values], confidence)
-    return intervals.mean(name, values, confidence, seed)
 
 
 def _text(asked: Any) -> str:

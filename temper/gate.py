@@ -16,12 +16,23 @@ from typing import Any
 import numpy as np
 import yaml
 
-from temper import comparisons, evaluation_matrix, forgetting, metrics, record, released, safety_matrix
+from temper import (
+    benchmark_scores,
+    comparisons,
+    evaluation_matrix,
+    forgetting,
+    metrics,
+    record,
+    released,
+    safety_matrix,
+    task_metrics,
+)
 from temper.comparisons import WORSE
-from temper.evaluation_matrix import Asked, Matrix
+from temper.evaluation_matrix import Asked, Evaluated, Matrix
 from temper.recipe import Recipe
 from temper.records import Row
 from temper.released import Released
+from temper.task_metrics import Task
 
 REPORT, LOCK = Path("reports/gate.json"), Path("dvc.lock")
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -63,13 +74,26 @@ class Check:
         return f"{self.verdict:<8} {self.name}: {value} ({self.limit})"
 
 
+def measures_of(chosen: Iterable[str], tasks: Sequence[Task], release: Evaluated) -> list[str]:
+    """Those of gate.not_worse, where `tasks` and `benchmarks` are all metrics of the user's own tasks and of public benchmarks."""
+    groups = {
+        "tasks": [name for task in tasks for name in task_metrics.measures(task)],
+        "benchmarks": list(benchmark_scores.by_measure(release.benchmarks)),
+    }
+    known = [*evaluation_matrix.MEASURES, *(name for group in groups.values() for name in group)]
+    found: list[str] = []
+    for name in chosen:
+        if name not in groups and name not in known:
+            expected = ", ".join([*known, *groups])
+            raise SystemExit(f"gate.not_worse: '{name}' is no measure: choose of {expected} in conf/gate")
+        found += groups.get(name, [name])
+    return list(dict.fromkeys(found))
+
+
 def not_worse(measures: Iterable[str], recipe: Recipe, matrix: Matrix, answer: str) -> Iterator[Check]:
     """The release against the base and against what it was trained from, by the verdicts of the evaluation matrix."""
     against = [before for variant, before in evaluation_matrix.pairs(recipe) if variant == recipe.release]
     for measure in measures:
-        if measure not in evaluation_matrix.MEASURES:
-            known = ", ".join(evaluation_matrix.MEASURES)
-            raise SystemExit(f"gate.not_worse: '{measure}' is no measure: choose of {known} in conf/gate")
         if not against:
             yield skipped(measure, f"{recipe.release} is what the others are compared with", "not worse")
         for before in against:

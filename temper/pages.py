@@ -122,9 +122,10 @@ def percent(interval: tuple[float, float, float]) -> str:
 
 
 def verdicts(matrix: Matrix, pairs: list[tuple[str, str]]) -> list[tuple[str, list[Verdict | None]]]:
-    """(measure, its verdict for each of `pairs`, None where it has no rows), for the measures that have any."""
-    rows = [(label, [matrix.get(Asked(key, *pair)) for pair in pairs]) for key, label, _ in MEASURES]
-    return [(label, found) for label, found in rows if any(found)]
+    """(measure, its verdict for each of `pairs`), for the measures that were compared."""
+    measures = dict.fromkeys(asked.measure for asked in matrix)
+    labels = {key: label for key, label, _ in MEASURES} | OTHERS
+    return [(labels.get(key, key), [matrix.get(Asked(key, *pair)) for pair in pairs]) for key in measures]
 
 
 def about(cfg: Any) -> list[Any]:
@@ -359,7 +360,7 @@ def differences(matrix: Matrix) -> str:
     rows = []
     for asked, verdict in matrix.items():
         interval = verdict.difference.interval
-        told = f"{names[asked.measure]}: {asked.variant} − {asked.against}"
+        told = f"{names.get(asked.measure, asked.measure)}: {asked.variant} − {asked.against}"
         points = 100 * interval.value, 100 * interval.low, 100 * interval.high
         rows.append((told, *points, COLOURS[verdict.outcome]))
     return figures.forest(rows, "points") if rows else ""

@@ -20,6 +20,9 @@ from math import ceil, floor
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from temper import intervals
 from temper.records import Row
 
@@ -114,6 +117,29 @@ def summary(task: Task, answers: Sequence[Answered], confidence: float, seed: in
 def labels(task: Task, answers: Sequence[Answered]) -> list[str]:
     """All classes, as answers are compared with them."""
     return sorted({_plain(label) for label in task.labels or [one.reference for one in answers]})
+
+
+def measures(task: Task) -> list[str]:
+    """Its metrics as they are named in reports."""
+    return [f"{task.name}_{metric}" for metric in task.metrics]
+
+
+def counts(task: Task, answers: Sequence[Answered]) -> NDArray[np.float64]:
+    """Answers × 3·classes: of each class, whether answer and reference are it, whether the answer is, whether the reference is."""
+    classes = np.array(labels(task, answers))
+    given, expected = (
+        np.array([_plain(text) for text in of])[:, None] == classes
+        for of in ([one.answer for one in answers], [one.reference for one in answers])
+    )
+    return np.stack([given & expected, given, expected], axis=2).reshape(len(answers), -1).astype(np.float64)
+
+
+def macro_f1_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`macro_f1` of each row of sums of `counts`, draws × 3·classes."""
+    right, given, expected = np.moveaxis(sums.reshape(len(sums), -1, 3), 2, 0)
+    size = given + expected
+    scores = np.divide(2 * right, size, out=np.zeros_like(size), where=size > 0)
+    return np.asarray(scores.sum(axis=1) / np.maximum(1, (size > 0).sum(axis=1)))
 
 
 def macro_f1(classes: Sequence[str], pairs: Sequence[tuple[str, str]]) -> float:

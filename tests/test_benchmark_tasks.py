@@ -13,7 +13,7 @@ import yaml
 
 from commands.compose import composed
 from scripts.evaluate import Evaluate
-from temper import benchmark_tasks, params, records
+from temper import benchmark_scores, benchmark_tasks, params, records
 from temper.benchmark_tasks import BenchmarkTask, Loaded
 from temper.published import Published
 from temper.records import Row
@@ -55,12 +55,30 @@ def test_each_metric_has_its_interval_by_filter() -> None:
     found = [sample("none", acc=1.0, mass=0.25), sample("none", acc=0.0, mass=0.75)]
     found += [sample("strict-match", exact_match=1.0), sample("strict-match", exact_match=1.0)]
     found += [sample("verified", inst=[True, False]), sample("verified", inst=[True])]
-    values = benchmark_tasks.summary(found, 0.95, 17)
+    values = benchmark_scores.summary(found, 0.95, 17)
     assert (values["b_acc"], values["b_mass"], values["b_exact_match_strict_match"]) == (0.5, 0.5, 1.0)
     assert values["b_inst_verified"] == pytest.approx(2 / 3)
     assert values["b_n"] == 2
     assert values["b_acc_low"] == pytest.approx(0.0945, abs=1e-3)  # Wilson's
     assert values["b_mass_low"] == 0.25  # a bootstrap's
+
+
+def test_scores_by_item_have_the_metric_as_their_mean() -> None:
+    found = [sample("none", acc=1.0), sample("none", acc=0.0), sample("verified", inst=[True, False])]
+    found.append(sample("verified", inst=[True, True, True, False]))
+    found = [row | {"item": number} for number, row in enumerate(found)]
+    by_item, values = benchmark_scores.by_item(found), benchmark_scores.summary(found, 0.95, 17)
+    assert by_item["b_acc"] == {("b", "0"): 1.0, ("b", "1"): 0.0}
+    assert (
+        sum(by_item["b_inst_verified"].values()) / 2 == pytest.approx(values["b_inst_verified"]) == pytest.approx(4 / 6)
+    )
+
+
+def test_a_metric_that_is_better_the_lower_it_is_is_refused() -> None:
+    listed: list[Row] = [{"metric": "acc"}, {"metric": "word_perplexity", "higher_is_better": False}]
+    with pytest.raises(SystemExit, match=r"'wikitext': word_perplexity is better the lower it is: .*conf/evaluate"):
+        benchmark_tasks.check_metrics("wikitext", listed)
+    benchmark_tasks.check_metrics("gsm8k", [{"metric": "exact_match", "higher_is_better": True}, {"metric": "acc"}])
 
 
 def test_presets_fit_the_stage_and_pin_what_they_read(tmp_path: Path) -> None:
@@ -109,7 +127,7 @@ RUN = """
 import json, os, sys, tempfile
 from pathlib import Path
 
-from temper import benchmark_tasks, ifeval
+from temper import benchmark_scores, benchmark_tasks, ifeval
 from temper.benchmark_tasks import BenchmarkTask
 from temper.published import Published
 
@@ -153,7 +171,7 @@ for one in json.loads(Path(sys.argv[1]).read_text()):
         parts = benchmark_tasks.definitions(loaded, Path(folder), "<s>", scorer)
         samples = list(benchmark_tasks.samples(loaded, harness._simple(model, parts, 17, task.chat)))
         record = benchmark_tasks.record(loaded, parts)
-    found.append({"values": benchmark_tasks.summary(samples, 0.95, 17), "record": record, "first": model.asked[0]})
+    found.append({"values": benchmark_scores.summary(samples, 0.95, 17), "record": record, "first": model.asked[0]})
 print("FOUND", json.dumps(found))
 """
 

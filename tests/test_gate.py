@@ -39,6 +39,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         copy(f"reports/evaluate/{variant}.json")
         records.write(f"data/evaluate/{variant}.jsonl", scored(ROWS, right, valid=0.97 if right else 0.0))
         records.write(f"data/evaluate/{variant}-golden.jsonl", scored(GOLDEN, right))
+        for part in ("tasks", "benchmarks"):
+            records.write(f"data/evaluate/{variant}-{part}.jsonl", [])
         records.write(f"data/evaluate/{variant}-likelihoods.jsonl", likelihoods(1.016 if variant == "base" else 1.037))
     for number, split in enumerate(stage.TRAINED + stage.HELD_OUT):
         records.write(f"data/mix/{split}.jsonl", [asking(f"row {number}-{row}") for row in range(9)])
@@ -61,7 +63,10 @@ def copy(name: str) -> None:
 
 
 def scored(count: int, right: float, valid: float = 1.0) -> list[Row]:
-    """Rows of which the first `right` and the first `valid`, shares of all, are so; nulls stand in between."""
+    """Rows of which the first `right` and the first `valid`, shares of all, are so; nulls stand in between.
+
+    Every fifth row has several tools; what is likeliest is right as often as what is said.
+    """
     return [
         {
             "id": f"{row:03}",
@@ -69,7 +74,9 @@ def scored(count: int, right: float, valid: float = 1.0) -> list[Row]:
             "exact": row < right * count,
             "valid_json": row < valid * count,
             "argument_f1": float(row < right * count),
+            "abstain": row < right * count,
         }
+        | ({"choose": row < right * count, "choose_norm": row < right * count} if row % 5 == 0 else {})
         for row in range(count)
     ]
 
@@ -184,6 +191,41 @@ def test_every_planted_regression_is_found(run: Path, planted: str, capsys: pyte
     assert "\n" not in message
     assert all(f"{name}: " in message for name in failed)
     assert capsys.readouterr().out.count("\n") == count
+
+
+INTENT = "{name:intent,sources:intents.jsonl,metrics:[accuracy,macro_f1],labels:null,schema:null}"
+
+
+def asked_more(variant: str, of_task: float, of_benchmark: float) -> None:
+    """Answers to a task of the user's own and to a benchmark, of which the first, shares of all, are right."""
+    own = {"source": "intents.jsonl", "request": "?", "reference": "card"}
+    answers = [own | {"id": str(row), "output": "card" if row < of_task * 80 else "loan"} for row in range(80)]
+    records.write(f"data/evaluate/{variant}-tasks.jsonl", answers)
+    item = {"benchmark": "gsm8k", "task": "gsm8k", "filter": "none"}
+    samples = [item | {"item": row, "scores": {"exact_match": float(row < of_benchmark * 80)}} for row in range(80)]
+    records.write(f"data/evaluate/{variant}-benchmarks.jsonl", samples)
+
+
+@pytest.mark.parametrize(
+    ("shares", "failed"),
+    [
+        ((0.8, 0.7), set()),
+        ((0.4, 0.7), {"intent_accuracy_over_base", "intent_macro_f1_over_base"}),
+        ((0.8, 0.3), {"gsm8k_exact_match_over_base"}),
+    ],
+)
+def test_own_tasks_and_benchmarks_must_not_be_worse_where_there_are_such(
+    run: Path, shares: tuple[float, float], failed: set[str]
+) -> None:
+    Path("params.yaml").write_text(text_of("gate=report", f"evaluate.tasks=[{INTENT}]"))
+    for variant in ("base", "sft"):
+        asked_more(variant, 0.8, 0.7)
+    asked_more(RELEASE, *shares)
+    stage.main()
+    values = metrics.read(gate.REPORT)
+    found = {name for name, _, _, verdict in gate.table(values) if verdict == FAILED}
+    assert found == failed | {name.replace("_base", "_sft") for name in failed}
+    assert {values[f"{name}_verdict"] for name in ("abstain_over_base", "choose_over_sft")} == {gate.PASSED}
 
 
 def test_a_check_that_fails_alone_names_no_other(run: Path) -> None:

@@ -14,8 +14,10 @@ from scripts import card as stage
 from scripts.card import About, Card
 from temper import evaluation_matrix, hub, metrics, mof, pages, params, records, safety_section
 from temper.cost import Api, Cost, Power, Price
+from temper.evaluation_matrix import Evaluated
 from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
+from temper.task_metrics import Task
 
 VARIANTS = ["base", "sft", "dpo"]
 RECIPE = Recipe(
@@ -49,6 +51,7 @@ CARD = Card(
     confidence=0.95,
     seed=17,
     seeds={"sft": 18, "dpo": 19},
+    tasks=[],
     openness=params.load("card", Card).openness,
     about={"bfcl-eval": About("call functions", ["function-calling"], "A demonstration.", ["One call an answer."])},
 )
@@ -172,10 +175,10 @@ def matrix() -> evaluation_matrix.Matrix:
     """Of 40 rows, 20 of a call: the base has none right, SFT 30, DPO 31."""
     right = {"base": 0, "sft": 30, "dpo": 31}
     rows = {
-        name: [scored(row, row < count, None if row % 2 else {"name": "f"}) for row in range(40)]
+        name: Evaluated([scored(row, row < count, None if row % 2 else {"name": "f"}) for row in range(40)])
         for name, count in right.items()
     }
-    return evaluation_matrix.judged(RECIPE, rows, 0.95, 17)
+    return evaluation_matrix.judged(RECIPE, rows, [], 0.95, 17)
 
 
 def scored(row: int, right: bool, gold: dict[str, str] | None) -> dict[str, Any]:
@@ -399,8 +402,63 @@ def test_variants_are_compared_by_verdicts_and_not_by_bare_deltas(results: Resul
 
 def test_variants_that_were_asked_other_rows_are_not_compared() -> None:
     rows = [scored(row, True, None) for row in range(3)]
-    with pytest.raises(SystemExit, match=r"other rows: run `dvc repro evaluate` again$"):
-        evaluation_matrix.judged(RECIPE, {"base": rows, "sft": rows, "dpo": rows[:2]}, 0.95, 17)
+    item = {"benchmark": "b", "task": "b", "item": 0, "filter": "none", "scores": {"acc": 1.0}}
+    for other in (Evaluated(rows[:2]), Evaluated(rows, [], [item])):
+        with pytest.raises(SystemExit, match=r"other rows: run `dvc repro evaluate` again$"):
+            evaluation_matrix.judged(
+                RECIPE, {"base": Evaluated(rows), "sft": Evaluated(rows), "dpo": other}, [], 0.95, 17
+            )
+
+
+INTENT = Task("intent", "intents*.jsonl", ["accuracy", "macro_f1", "valid_json"], None, None)
+
+
+def evaluated(right: int) -> Evaluated:
+    """Of 60 items of each kind the first `right` are right; a choice is among several tools on every second row."""
+    chosen = [{"choose": row < right} if row % 2 else {} for row in range(60)]
+    rows = [scored(row, False, None) | {"abstain": row < right} | chosen[row] for row in range(60)]
+    of = {"source": "intents.jsonl", "request": "?"}
+    answers = [
+        of | {"id": str(row), "reference": "ab"[row % 2], "output": "ab"[row % 2] if row < right else "?"}
+        for row in range(60)
+    ]
+    answers.append({"id": "x", "source": "orders.jsonl", "reference": "a", "output": "b"})
+    benchmark = {"benchmark": "gsm8k", "task": "gsm8k", "filter": "strict-match"}
+    items = [benchmark | {"item": row, "scores": {"exact_match": float(row < right)}} for row in range(60)]
+    return Evaluated(rows, answers, items)
+
+
+def test_own_tasks_benchmarks_choices_and_abstention_have_verdicts_too(results: Results) -> None:
+    found = {"base": evaluated(20), "sft": evaluated(50), "dpo": evaluated(50)}
+    judged = evaluation_matrix.judged(RECIPE, found, [INTENT], 0.95, 17)
+    values = evaluation_matrix.values(judged)
+    more = {
+        "abstain",
+        "choose",
+        "intent_accuracy",
+        "intent_macro_f1",
+        "intent_valid_json",
+        "gsm8k_exact_match_strict_match",
+    }
+    assert {asked.measure for asked in judged} == {"exact", "null_exact", "argument_f1", "valid_json"} | more
+    assert values["comparisons"] == 3 * 10
+    for measure in more - {"intent_valid_json"}:
+        assert values[f"dpo_over_base_{measure}_verdict"] == "better", measure
+        assert values[f"dpo_over_sft_{measure}_verdict"] == "no difference", measure
+    assert values["dpo_over_base_intent_accuracy"] == values["dpo_over_base_gsm8k_exact_match_strict_match"] == 0.5
+    # F1 of each class is 2·25 / (25 + 30) and 2·10 / (10 + 30), as what is none of them is given to neither.
+    assert values["dpo_over_base_intent_macro_f1"] == pytest.approx(50 / 55 - 20 / 40)
+    assert (values["dpo_over_base_choose_n"], values["dpo_over_base_intent_macro_f1_n"]) == (30, 60)
+    for text in (
+        pages.card(results, CARD, COSTS, judged, openness(), GATED, HASHES, 2),
+        pages.report(results, CARD, judged, openness(), answers(), likelihoods(), GRAPH),
+    ):
+        assert "the right tool likeliest among several" in text
+        assert "intent_macro_f1" in text
+        assert f"better: {100 * values['dpo_over_base_intent_macro_f1']:+.1f} (" in text
+    reverse = {"base": evaluated(50), "sft": evaluated(50), "dpo": evaluated(20)}
+    worse = evaluation_matrix.values(evaluation_matrix.judged(RECIPE, reverse, [INTENT], 0.95, 17))
+    assert {worse[f"dpo_over_sft_{measure}_verdict"] for measure in more - {"intent_valid_json"}} == {"worse"}
 
 
 def test_a_variant_is_held_against_the_base_and_what_it_was_trained_from() -> None:
@@ -412,7 +470,7 @@ def test_a_variant_is_held_against_the_base_and_what_it_was_trained_from() -> No
 
 
 def test_every_measure_of_the_table_is_compared() -> None:
-    assert list(evaluation_matrix.MEASURES) == MEASURES
+    assert list(evaluation_matrix.MEASURES)[: len(MEASURES)] == MEASURES
 
 
 def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,6 +482,8 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
         rows = [one | scored(row, name == "dpo", None) for row in range(9) for one in answers()[name]]
         records.write(f"data/evaluate/{name}.jsonl", rows)
         records.write(f"data/evaluate/{name}-likelihoods.jsonl", likelihoods()[name])
+        for part in ("tasks", "benchmarks"):
+            records.write(f"data/evaluate/{name}-{part}.jsonl", [])
     for file in ("data/audit/train", "data/mix/preferences", "data/mix/rl", "data/mix/train"):
         records.write(f"{file}.jsonl", [{"id": "1", "messages": [], "source": "bfcl-eval 1.0/a", "licence": "mit"}])
     (tmp_path / "reports").mkdir()
@@ -459,7 +519,7 @@ def test_where_one_model_is_evaluated_nothing_is_compared(results: Results) -> N
         pages.card(alone, CARD, COSTS, {}, openness(), GATED, HASHES, 1),
         pages.report(alone, CARD, {}, openness(), rows, likelihoods(), GRAPH),
     ]
-    assert evaluation_matrix.judged(alone.recipe, rows, 0.95, 17) == {}
+    assert evaluation_matrix.judged(alone.recipe, {"base": Evaluated(rows["base"])}, [], 0.95, 17) == {}
     assert not any("Compared on the same rows" in text for text in texts)
 
 

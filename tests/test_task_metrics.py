@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from commands.compose import composed
@@ -66,6 +67,16 @@ def test_macro_f1_counts_a_rare_class_as_much_and_has_an_interval() -> None:
     assert (perfect["own_macro_f1"], perfect["own_macro_f1_low"]) == (1.0, pytest.approx(0.342, abs=1e-3))
     stray = values(task("macro_f1", labels=["common", "rare"]), ("common", "neither"), ("rare", "rare"))
     assert (stray["own_macro_f1"], stray["own_unlabelled"]) == (0.5, 0.5)
+
+
+def test_macro_f1_of_sums_is_that_of_the_answers() -> None:
+    draw, one = random.Random(5), task("macro_f1", labels=["a", "b", "c", "never"])
+    said = [(draw.choice("abc"), draw.choice(["a", "b", "c", "neither"])) for _ in range(50)]
+    counts = task_metrics.counts(one, answered(*said))
+    sums = np.stack([counts.sum(axis=0), counts[:20].sum(axis=0), counts[:1].sum(axis=0)])
+    expected = [task_metrics.macro_f1(["a", "b", "c", "never"], part) for part in (said, said[:20], said[:1])]
+    assert task_metrics.macro_f1_of(sums) == pytest.approx(expected)
+    assert task_metrics.macro_f1_of(np.zeros((1, 12))) == pytest.approx([0])
 
 
 def test_exact_match_is_of_values_where_both_are_json() -> None:
