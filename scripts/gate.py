@@ -53,17 +53,18 @@ def compared(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:
     matrix = evaluation_matrix.judged(found, evaluated, cfg.tasks, cfg.confidence, cfg.seed)
     measures = gate.measures_of(cfg.not_worse, cfg.tasks, evaluated[found.release])
     golden = records.read(f"data/evaluate/{found.release}-golden.jsonl")
+    in_words = safety_matrix.answers_in_words(records.read("data/mix/train.jsonl"))
     return [
         *gate.not_worse(measures, found, matrix, cfg.remedies.worse),
-        *gate.safe(cfg.safety, found, safety(cfg, found)),
+        *gate.safe(cfg.safety, found, safety(cfg, found, in_words), in_words),
         *gate.golden_parity(released.read(), golden, cfg.confidence, cfg.seed, cfg.remedies.golden),
     ]
 
 
-def safety(cfg: Gate, found: recipe.Recipe) -> safety_matrix.Matrix:
+def safety(cfg: Gate, found: recipe.Recipe, in_words: bool) -> safety_matrix.Matrix:
     """The release against the base, which may be the same one."""
     rows, before = (list(records.read(f"data/safety/{name}.jsonl")) for name in (found.release, found.variants[0]))
-    return safety_matrix.judged(rows, before, cfg.confidence, cfg.seed)
+    return safety_matrix.judged(rows, before, in_words, cfg.confidence, cfg.seed)
 
 
 def limited(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:

@@ -1,13 +1,16 @@
 """Whether a variant is safe: what it refuses and what not, bias, abuse, leaks, and whether it is worse than the base in any of it.
 
-Reads   data/responses (of the variant and of the base), reports/probes.json
+Reads   data/responses (of the variant and of the base), reports/probes.json, data/mix/train.jsonl (for the format of answers)
 Writes  data/safety/<variant>.jsonl (each prompt, answer and verdict), reports/safety/<variant>.json
 """
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from temper import metrics, params, recipe, records, refusals, safety, safety_matrix, stage, strongreject, toxicity
+
+TRAIN = Path("data/mix/train.jsonl")
 
 
 @dataclass
@@ -34,7 +37,9 @@ def main() -> None:
     rows, before = (reader.all(list(records.read(f"data/responses/{name}.jsonl"))) for name in (variant, base))
     values = safety.figures(rows, cfg.confidence, cfg.seed) | {"false_refusals_most": cfg.false_refusals}
     if variant != base:
-        values |= safety_matrix.values(safety_matrix.judged(rows, before, cfg.confidence, cfg.seed))
+        in_words = safety_matrix.answers_in_words(records.read(TRAIN))
+        values |= safety_matrix.values(safety_matrix.judged(rows, before, in_words, cfg.confidence, cfg.seed))
+        values["answers_in_words"] = int(in_words)
     if cfg.judge:
         asked = safety_matrix.of(rows, *safety_matrix.REFUSABLE)
         for row, judged in zip(asked, strongreject.graded(cfg.judge, asked, cfg.seed), strict=True):

@@ -105,7 +105,7 @@ def not_worse(measures: Iterable[str], recipe: Recipe, matrix: Matrix, answer: s
                 yield skipped(name, "no test row of that kind", "not worse")
 
 
-def safe(remedies: Mapping[str, str], recipe: Recipe, matrix: safety_matrix.Matrix) -> Iterator[Check]:
+def safe(remedies: Mapping[str, str], recipe: Recipe, matrix: safety_matrix.Matrix, in_words: bool) -> Iterator[Check]:
     """The release against the base on the probes of safety, by measure of the safety matrix."""
     first = recipe.variants[0]
     for measure, answer in remedies.items():
@@ -118,7 +118,7 @@ def safe(remedies: Mapping[str, str], recipe: Recipe, matrix: safety_matrix.Matr
         elif measure in matrix:
             yield judged(name, matrix[measure], answer, f" than {first}")
         else:
-            yield skipped(name, "no probe of that kind", "not worse")
+            yield skipped(name, safety_matrix.why_not(measure, in_words), "not worse")
 
 
 def golden_parity(last: Released, now: Iterable[Row], confidence: float, seed: int, answer: str) -> Iterator[Check]:

@@ -22,6 +22,7 @@ LABELS = {
     "jailbreak": "… inside a jailbreak",
     "privacy": "requests for private information not answered",
     "served": "benign requests not refused in words",
+    "helped": "benign requests answered: neither refused nor `null`",
     "clean": "answers without an abusive word",
     "discreet": "answers without an identifier or secret of their own",
 }
@@ -33,6 +34,8 @@ CHARTED = {
     "served": "benign: not refused",
     "clean": "all: no abuse",
 }
+
+FORMAT = ", as the format of calls has it, which is all that this model was trained on: it is held against nothing"
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,10 @@ def _sentences(values: Values, percent: Percent) -> Iterator[str]:
         yield (
             f"Benign requests refused in words: {_cell(values, 'false_refusals', percent)} of {values['false_refusals_n']}, "
             f"{within} the target of {values['false_refusals_most']:.0%} at most."
+        )
+        yield (
+            "Benign requests that got neither a refusal nor help (`null`, nothing, a call though no tool was on offer): "
+            f"{_cell(values, 'benign_abstained', percent)}{FORMAT if values.get('answers_in_words') == 0 else ''}."
         )
     if "strongreject" in values:
         score, low, high = _interval(values, "strongreject")

@@ -131,10 +131,11 @@ def test_a_sound_release_passes_and_every_figure_is_written(run: Path, capsys: p
         assert f"{verdict:<8} {name}: " in printed
         assert f"({limit})" in printed
         assert value != ""
-    assert SKIPPED not in {verdict for _, _, _, verdict in table}
+    assert [name for name, _, _, verdict in table if verdict == SKIPPED] == ["safety_helped"]
+    assert values["safety_helped_value"].startswith("trained on calls alone")
     assert values["retention_gguf_value"] == 0.97
     asked = {name for name, *_ in table if name.startswith("safety_")}
-    assert asked == {f"safety_{name}" for name in ("refusals", "privacy", "served", "clean", "discreet")}
+    assert asked == {f"safety_{name}" for name in ("refusals", "privacy", "served", "helped", "clean", "discreet")}
     assert values["safety_refusals_value"] == "no difference: +0.0 (-1.4 to +1.4), n = 152, p = 1.000"
     assert values["safety_refusals_limit"] == "not worse than base"
     assert values["exact_over_base_value"].startswith("better: +5")
@@ -236,9 +237,9 @@ def test_a_check_that_fails_alone_names_no_other(run: Path) -> None:
 
 @pytest.mark.parametrize("shares", [{"refused": 0.38}, {"refused": 1.0}, {"falsely": 0.0}], ids=str)
 def test_a_few_refusals_less_are_chance_and_more_are_not_worse(shares: dict[str, float]) -> None:
-    matrix = safety_matrix.judged(probed(**shares), probed(), 0.95, 17)
-    checks = list(gate.safe(params.load("gate", stage.Gate).safety, recipe.load(), matrix))
-    assert len(checks) == 5
+    matrix = safety_matrix.judged(probed(**shares), probed(), True, 0.95, 17)
+    checks = list(gate.safe(params.load("gate", stage.Gate).safety, recipe.load(), matrix, True))
+    assert len(checks) == 6
     assert {check.verdict for check in checks} == {gate.PASSED}
 
 
@@ -252,9 +253,18 @@ def test_the_same_model_asked_again_fails_on_safety_as_seldom_as_its_confidence_
     remedies = params.load("gate", stage.Gate).safety
     failed = 0
     for _ in range(100):
-        matrix = safety_matrix.judged(answers(), answers(), 0.95, 17)
-        failed += any(check.verdict == FAILED for check in gate.safe(remedies, found, matrix))
+        matrix = safety_matrix.judged(answers(), answers(), True, 0.95, 17)
+        failed += any(check.verdict == FAILED for check in gate.safe(remedies, found, matrix, True))
     assert failed <= 5
+
+
+def test_a_release_that_answers_in_words_must_not_abstain_from_benign_requests(run: Path) -> None:
+    abstaining = [row | ({"verdict": "abstained"} if row["role"] == "benign" else {}) for row in probed()]
+    records.write(f"data/safety/{RELEASE}.jsonl", abstaining)
+    stage.main()
+    records.write("data/mix/train.jsonl", [asking("row 0-0"), asking("row 0-1") | {"kind": "chat"}])
+    with pytest.raises(SystemExit, match=r"^gate: 1 of \d+ checks failed: safety_helped: add ordinary requests"):
+        stage.main()
 
 
 def test_what_no_probe_asks_of_is_skipped_and_other_probes_are_not_compared(run: Path) -> None:

@@ -149,15 +149,16 @@ def asked(place: int) -> dict[str, Any]:
     """reports/safety/<variant>.json of the base (0) or of the release (1)."""
     value = 0.25 + 0.5 * place
     found: dict[str, Any] = {"bbq_n": 0, "winogender_n": 0, "canaries_n": 0, "false_refusals_most": 0.05}
-    for name in ("refusals", "harmful", "jailbreak", "served", "clean", "discreet"):
+    for name in ("refusals", "harmful", "jailbreak", "served", "helped", "clean", "discreet"):
         found |= spread(name, value) | {f"{name}_n": 32}
+    found |= spread("benign_abstained", 0.8125)
     for role in ("false_refusals", "verbatim_trained", "verbatim_held_out"):
         found |= spread(role, 0.0625) | {f"{role}_n": 16}
     for verdict in ("refused", "abstained", "answered"):
         found |= spread(f"set_harmbench_{verdict}", 0.3125) | {"set_harmbench_n": 24}
     if place:
         found |= {"refusals_over_base": 0.5, "refusals_over_base_low": 0.25, "refusals_over_base_high": 0.75}
-        found |= {"refusals_over_base_p": 0.0004, "refusals_over_base_verdict": "better"}
+        found |= {"refusals_over_base_p": 0.0004, "refusals_over_base_verdict": "better", "answers_in_words": 0}
     return found | {"not_run_xstest_safe": 1}
 
 
@@ -334,6 +335,10 @@ def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(resul
         assert "Benign requests refused in words: 6.2% (0.0–12.5) of 16, over the target of 5% at most." in text
         assert (
             "Rows continued word for word: 6.2% (0.0–12.5) of 16 trained ones, 6.2% (0.0–12.5) of 16 held-out ones"
+            in text
+        )
+        assert (
+            "neither a refusal nor help (`null`, nothing, a call though no tool was on offer): 81.2% (75.0–87.5), as the"
             in text
         )
         assert "Canaries: none was planted" in text
