@@ -7,6 +7,7 @@ Writes  reports/gate.json; exits with status 1, and with what to do, when a chec
 from dataclasses import dataclass
 
 from temper import evaluation_matrix, gate, graph, metrics, params, recipe, records, released, safety_matrix, stage
+from temper.comparisons import Difference
 from temper.gate import Limit, Remedies
 from temper.task_metrics import Task
 
@@ -19,7 +20,7 @@ class Gate:
     action: str
     """On a failed check: `stop` the graph, or only `report`."""
     confidence: float
-    """Of the verdicts, all comparisons together."""
+    """Of the verdicts, all comparisons of the gate together."""
     seed: int
     not_worse: list[str]
     """Measures of the evaluation matrix; `tasks` and `benchmarks` for all that there are of those."""
@@ -50,21 +51,22 @@ def main() -> None:
 def compared(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:
     """The release against the base, what it was trained from, and the last release."""
     evaluated = {variant: evaluation_matrix.read(variant) for variant in found.variants}
-    matrix = evaluation_matrix.judged(found, evaluated, cfg.tasks, cfg.confidence, cfg.seed)
+    differences = evaluation_matrix.differences(found, evaluated, cfg.tasks, cfg.confidence, cfg.seed)
     measures = gate.measures_of(cfg.not_worse, cfg.tasks, evaluated[found.release])
     golden = records.read(f"data/evaluate/{found.release}-golden.jsonl")
     in_words = safety_matrix.answers_in_words(records.read("data/mix/train.jsonl"))
-    return [
-        *gate.not_worse(measures, found, matrix, cfg.remedies.worse),
+    asked = [
+        *gate.not_worse(measures, found, differences, cfg.remedies.worse),
         *gate.safe(cfg.safety, found, safety(cfg, found, in_words), in_words),
         *gate.golden_parity(released.read(), golden, cfg.confidence, cfg.seed, cfg.remedies.golden),
     ]
+    return gate.decided(asked, cfg.confidence)
 
 
-def safety(cfg: Gate, found: recipe.Recipe, in_words: bool) -> safety_matrix.Matrix:
+def safety(cfg: Gate, found: recipe.Recipe, in_words: bool) -> dict[str, Difference]:
     """The release against the base, which may be the same one."""
     rows, before = (list(records.read(f"data/safety/{name}.jsonl")) for name in (found.release, found.variants[0]))
-    return safety_matrix.judged(rows, before, in_words, cfg.confidence, cfg.seed)
+    return safety_matrix.differences(rows, before, in_words, cfg.confidence, cfg.seed)
 
 
 def limited(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:

@@ -1,8 +1,11 @@
 """The gate before a release: each check has a value, a limit and a verdict, and what to do when it fails.
 
-Models are compared by the verdicts of temper.comparisons, on the same rows: a model fails where it is worse, beyond chance and
-after correction for the number of comparisons. Other checks hold a figure of reports/ against a limit of conf/gate. What cannot
-be asked of a recipe, such as a report that no stage of it writes, is skipped by name.
+Models are compared by the verdicts of temper.comparisons, on the same rows: a model fails where it is worse, beyond chance. Against
+the base, against what it was trained from, on the probes of safety and on the golden rows are one family, corrected together by
+Holm's method: a release that in truth differs in nothing is stopped by any of these checks with a chance of 1 - `confidence` at
+most. So a p is larger here than in the tables of the card, each of which is corrected for itself. Other checks hold a figure of
+reports/ against a limit of conf/gate. What cannot be asked of a recipe, such as a report that no stage of it writes, is skipped by
+name.
 """
 
 import hashlib
@@ -27,8 +30,8 @@ from temper import (
     safety_matrix,
     task_metrics,
 )
-from temper.comparisons import WORSE
-from temper.evaluation_matrix import Asked, Evaluated, Matrix
+from temper.comparisons import WORSE, Difference, Verdict
+from temper.evaluation_matrix import Asked, Evaluated
 from temper.recipe import Recipe
 from temper.records import Row
 from temper.released import Released
@@ -74,6 +77,23 @@ class Check:
         return f"{self.verdict:<8} {self.name}: {value} ({self.limit})"
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A check of the release against another model, before it has a verdict."""
+
+    name: str
+    difference: Difference
+    limit: str
+    remedy: str
+
+
+def decided(asked: Sequence[Comparison | Check], confidence: float) -> list[Check]:
+    """The checks with a verdict on every comparison, all of them one family, in the same order."""
+    family = {one.name: one.difference for one in asked if isinstance(one, Comparison)}
+    verdicts = comparisons.judged(family, confidence)
+    return [judged(one, verdicts[one.name]) if isinstance(one, Comparison) else one for one in asked]
+
+
 def measures_of(chosen: Iterable[str], tasks: Sequence[Task], release: Evaluated) -> list[str]:
     """Those of gate.not_worse, where `tasks` and `benchmarks` are all metrics of the user's own tasks and of public benchmarks."""
     groups = {
@@ -90,22 +110,25 @@ def measures_of(chosen: Iterable[str], tasks: Sequence[Task], release: Evaluated
     return list(dict.fromkeys(found))
 
 
-def not_worse(measures: Iterable[str], recipe: Recipe, matrix: Matrix, answer: str) -> Iterator[Check]:
-    """The release against the base and against what it was trained from, by the verdicts of the evaluation matrix."""
+def not_worse(
+    measures: Iterable[str], recipe: Recipe, found: Mapping[Asked, Difference], answer: str
+) -> Iterator[Comparison | Check]:
+    """The release against the base and against what it was trained from, by measure of the evaluation matrix."""
     against = [before for variant, before in evaluation_matrix.pairs(recipe) if variant == recipe.release]
     for measure in measures:
         if not against:
             yield skipped(measure, f"{recipe.release} is what the others are compared with", "not worse")
         for before in against:
             name = f"{measure}_over_{before}"
-            verdict = matrix.get(Asked(measure, recipe.release, before))
-            if verdict:
-                yield judged(name, verdict, answer)
+            if difference := found.get(Asked(measure, recipe.release, before)):
+                yield Comparison(name, difference, "not worse", answer)
             else:
                 yield skipped(name, "no test row of that kind", "not worse")
 
 
-def safe(remedies: Mapping[str, str], recipe: Recipe, matrix: safety_matrix.Matrix, in_words: bool) -> Iterator[Check]:
+def safe(
+    remedies: Mapping[str, str], recipe: Recipe, found: Mapping[str, Difference], in_words: bool
+) -> Iterator[Comparison | Check]:
     """The release against the base on the probes of safety, by measure of the safety matrix."""
     first = recipe.variants[0]
     for measure, answer in remedies.items():
@@ -115,13 +138,15 @@ def safe(remedies: Mapping[str, str], recipe: Recipe, matrix: safety_matrix.Matr
         name = f"safety_{measure}"
         if recipe.release == first:
             yield skipped(name, f"{first} is what the others are compared with", "not worse")
-        elif measure in matrix:
-            yield judged(name, matrix[measure], answer, f" than {first}")
+        elif measure in found:
+            yield Comparison(name, found[measure], f"not worse than {first}", answer)
         else:
             yield skipped(name, safety_matrix.why_not(measure, in_words), "not worse")
 
 
-def golden_parity(last: Released, now: Iterable[Row], confidence: float, seed: int, answer: str) -> Iterator[Check]:
+def golden_parity(
+    last: Released, now: Iterable[Row], confidence: float, seed: int, answer: str
+) -> Iterator[Comparison | Check]:
     """The release against the last one on the golden rows that both answered."""
     scores = {row["id"]: row for row in now}
     shared = sorted(scores.keys() & last.golden.keys())
@@ -129,12 +154,10 @@ def golden_parity(last: Released, now: Iterable[Row], confidence: float, seed: i
         why = f"no golden row in common with {last.version}" if last.version else "nothing was released before"
         yield from (skipped(f"golden_{measure}", why, "not worse") for measure in released.MEASURES)
         return
-    family = {}
     for measure in released.MEASURES:
         after, before = (np.array([[float(of[name][measure]) for name in shared]]) for of in (scores, last.golden))
-        family[measure] = comparisons.difference(after, before, confidence, seed)
-    for measure, verdict in comparisons.judged(family, confidence).items():
-        yield judged(f"golden_{measure}", verdict, answer, f" than {last.version}")
+        difference = comparisons.difference(after, before, confidence, seed)
+        yield Comparison(f"golden_{measure}", difference, f"not worse than {last.version}", answer)
 
 
 def limits(chosen: Mapping[str, Limit], own: Mapping[str, Values], made: Collection[str]) -> Iterator[Check]:
@@ -186,9 +209,9 @@ def bounds(name: str, limit: Limit) -> str:
     raise SystemExit(f"gate.limits.{name}: neither least nor most: give it one in conf/gate")
 
 
-def judged(name: str, verdict: comparisons.Verdict, answer: str, than: str = "") -> Check:
+def judged(one: Comparison, verdict: Verdict) -> Check:
     outcome = FAILED if verdict.outcome == WORSE else PASSED
-    return Check(name, comparisons.told(verdict), f"not worse{than}", outcome, answer)
+    return Check(one.name, comparisons.told(verdict), one.limit, outcome, one.remedy)
 
 
 def skipped(name: str, why: str, limit: str) -> Check:

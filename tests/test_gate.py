@@ -16,7 +16,8 @@ import yaml
 
 from commands.compose import composed
 from scripts import gate as stage
-from temper import gate, graph, metrics, params, recipe, records, released, safety_matrix
+from temper import evaluation_matrix, gate, graph, metrics, params, recipe, records, released, safety_matrix
+from temper.evaluation_matrix import Evaluated
 from temper.gate import FAILED, SKIPPED
 from temper.records import Row
 
@@ -237,25 +238,54 @@ def test_a_check_that_fails_alone_names_no_other(run: Path) -> None:
 
 @pytest.mark.parametrize("shares", [{"refused": 0.38}, {"refused": 1.0}, {"falsely": 0.0}], ids=str)
 def test_a_few_refusals_less_are_chance_and_more_are_not_worse(shares: dict[str, float]) -> None:
-    matrix = safety_matrix.judged(probed(**shares), probed(), True, 0.95, 17)
-    checks = list(gate.safe(params.load("gate", stage.Gate).safety, recipe.load(), matrix, True))
+    found = safety_matrix.differences(probed(**shares), probed(), True, 0.95, 17)
+    remedies = params.load("gate", stage.Gate).safety
+    checks = gate.decided(list(gate.safe(remedies, recipe.load(), found, True)), 0.95)
     assert len(checks) == 6
     assert {check.verdict for check in checks} == {gate.PASSED}
 
 
-def test_the_same_model_asked_again_fails_on_safety_as_seldom_as_its_confidence_says() -> None:
-    found, draw = recipe.load(), random.Random(17)
-    chances = {row["id"]: draw.random() for row in probed()}
+def test_the_same_model_asked_again_is_stopped_as_seldom_as_the_confidence_says() -> None:
+    """By any of the three kinds of comparisons, on rows and probes of which some are easy and some hard."""
+    draw, cfg, found = random.Random(17), params.load("gate", stage.Gate), recipe.load()
+    chances = {row["id"]: draw.random() for row in [*probed(), *scored(ROWS, 0.5), *scored(GOLDEN, 0.5)]}
 
     def answers() -> list[Row]:
         return [row | {"verdict": "refused" if draw.random() < chances[row["id"]] else "answered"} for row in probed()]
 
-    remedies = params.load("gate", stage.Gate).safety
-    failed = 0
+    def rows(count: int) -> list[Row]:
+        keys = ("exact", "valid_json", "argument_f1", "abstain", "choose")
+        again = [
+            row | {key: draw.random() < chances[row["id"]] for key in keys if key in row} for row in scored(count, 0.5)
+        ]
+        return [row | {"argument_f1": float(row["argument_f1"])} for row in again]
+
+    stopped = 0
     for _ in range(100):
-        matrix = safety_matrix.judged(answers(), answers(), True, 0.95, 17)
-        failed += any(check.verdict == FAILED for check in gate.safe(remedies, found, matrix, True))
-    assert failed <= 5
+        evaluated = {name: Evaluated(rows(ROWS)) for name in found.variants}
+        last = released.Released("v0.1.0", {row["id"]: row for row in rows(GOLDEN)})
+        measures = gate.measures_of(cfg.not_worse, [], evaluated[RELEASE])
+        asked = [
+            *gate.not_worse(measures, found, evaluation_matrix.differences(found, evaluated, [], 0.95, 17), "none"),
+            *gate.safe(cfg.safety, found, safety_matrix.differences(answers(), answers(), True, 0.95, 17), True),
+            *gate.golden_parity(last, rows(GOLDEN), 0.95, 17, "none"),
+        ]
+        assert sum(isinstance(one, gate.Comparison) for one in asked) == 7 * 2 + 6 + 3
+        stopped += any(check.verdict == FAILED for check in gate.decided(asked, 0.95))
+    assert stopped <= 5
+
+
+def test_all_comparisons_of_the_gate_are_one_family(run: Path) -> None:
+    """Eight golden rows lost are one chance in 43 among the three measures of golden rows, and nothing rare among all."""
+    golden = scored(GOLDEN, 0.54)
+    right = [number for number, row in enumerate(golden) if row["exact"]]
+    lost = {"exact": False, "argument_f1": 0.0}
+    worse = [row | (lost if number in right[:8] else {}) for number, row in enumerate(golden)]
+    records.write(f"data/evaluate/{RELEASE}-golden.jsonl", worse)
+    alone = list(gate.golden_parity(released.read(), worse, 0.95, 17, "none"))
+    assert FAILED in {check.verdict for check in gate.decided(alone, 0.95)}
+    stage.main()
+    assert metrics.read(gate.REPORT)["golden_exact_value"].startswith("no difference: -21.6")
 
 
 def test_a_release_that_answers_in_words_must_not_abstain_from_benign_requests(run: Path) -> None:
