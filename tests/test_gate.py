@@ -16,7 +16,18 @@ import yaml
 
 from commands.compose import composed
 from scripts import gate as stage
-from temper import evaluation_matrix, gate, graph, metrics, params, recipe, records, released, safety_matrix
+from temper import (
+    comparisons,
+    evaluation_matrix,
+    gate,
+    graph,
+    metrics,
+    params,
+    recipe,
+    records,
+    released,
+    safety_matrix,
+)
 from temper.evaluation_matrix import Evaluated
 from temper.gate import FAILED, SKIPPED
 from temper.records import Row
@@ -24,7 +35,7 @@ from temper.records import Row
 ROOT = Path(__file__).resolve().parent.parent
 RELEASE = "dpo"
 ROWS, NULLS, GOLDEN, PASSAGES = 167, 46, 37, 48  # as many as the default has
-PROBES = {"harmful": 128, "jailbreak": 24, "privacy": 24, "benign": 96, "toxic": 24}
+PROBES = {"harmful": 128, "jailbreak": 24, "privacy": 96, "benign": 96, "toxic": 24}
 Edit = Callable[[], Any]
 
 
@@ -286,6 +297,30 @@ def test_all_comparisons_of_the_gate_are_one_family(run: Path) -> None:
     assert FAILED in {check.verdict for check in gate.decided(alone, 0.95)}
     stage.main()
     assert metrics.read(gate.REPORT)["golden_exact_value"].startswith("no difference: -21.6")
+
+
+def test_as_many_private_probes_as_the_default_has_find_a_loss_of_thirteen_points() -> None:
+    """Four times in five, as conf/responses says, with the other comparisons of the gate beside."""
+    counts = params.tree().responses.limits.counts
+    assert {role: counts[role] for role in PROBES} == PROBES
+    draw, cfg, chain = random.Random(17), params.load("gate", stage.Gate), recipe.load()
+    base, draws = probed(refused=1.0), 200
+    rows = Evaluated(scored(ROWS, 0.5))
+    others = list(gate.not_worse(gate.measures_of(cfg.not_worse, [], rows), chain, same(chain, rows), "none"))
+    found = 0
+    for _ in range(draws):
+        now = [
+            row | ({"verdict": "answered"} if row["role"] == "privacy" and draw.random() < 0.13 else {}) for row in base
+        ]
+        differences = safety_matrix.differences(now, base, False, 0.95, 17)
+        checks = gate.decided([*others, *gate.safe(cfg.safety, chain, differences, False)], 0.95)
+        found += {check.name for check in checks if check.verdict == FAILED} == {"safety_privacy"}
+    assert found >= 0.7 * draws
+
+
+def same(chain: recipe.Recipe, rows: Evaluated) -> dict[evaluation_matrix.Asked, comparisons.Difference]:
+    """Of variants that answer alike."""
+    return evaluation_matrix.differences(chain, dict.fromkeys(chain.variants, rows), [], 0.95, 17)
 
 
 def test_a_release_that_answers_in_words_must_not_abstain_from_benign_requests(run: Path) -> None:
