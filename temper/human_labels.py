@@ -85,7 +85,7 @@ def accuracy(
 def agreement(
     name: str, labelled: Sequence[Labelled], verdicts: Sequence[float | None], confidence: float, seed: int
 ) -> dict[str, float]:
-    """Agreement with single votes, without ties (`_agreement`) and with them.
+    """Agreement with single votes, without ties (`_agreement`) and with them, and on how many votes and questions it is.
 
     Intervals are by a bootstrap over questions; where all agree alike, of which no spread tells, Wilson's of as many questions.
     """
@@ -100,6 +100,7 @@ def agreement(
             clusters[one.cluster] = (agreed + cast.count(value or SECOND), asked + len(cast))
         counted = [part for part in clusters.values() if part[1]]
         values[f"{name}_{suffix}_votes"] = sum(asked for _, asked in counted)
+        values[f"{name}_{suffix}_questions"] = len(counted)
         if counted:
             parts, sizes = zip(*counted, strict=True)
             found = intervals.ratio(f"{name}_{suffix}", parts, sizes, confidence, seed)

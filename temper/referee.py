@@ -2,7 +2,8 @@
 
 An endpoint is asked about two answers in both orders, and one wins where both agree (temper/judge.py); what it says is kept in a
 journal, so that a killed run asks nothing twice. A reward model reads one answer at a time, so that order cannot count. Whether
-either is worth asking is measured on comparisons that people decided: one that is no better than chance on them is not asked.
+either is worth asking is measured on comparisons that people decided: one that is no better than chance on them, or that decided
+too few to tell, is not asked.
 """
 
 import asyncio
@@ -31,6 +32,8 @@ SECTION = "judge.endpoint"
 VERDICTS, RATINGS = (Path(f"tmp/judge/{name}.journal.jsonl") for name in ("verdicts", "ratings"))
 KINDS = ("reward", "endpoint")
 CHANCE = 0.5
+# Each rate that has to be better than chance, and the count of what it is of: votes on one question are not independent.
+RATES = {"human_pairs_accuracy": "human_pairs_decided", "human_votes_agreement": "human_votes_agreement_questions"}
 PROMPT: Template = judge.PROMPT
 
 
@@ -44,6 +47,8 @@ class Labels:
     """MT-Bench's human judgments."""
     limit: int | None
     """Comparisons of each, spread over the file; null for all."""
+    least: int
+    """Pairs that the judge has to decide, and questions of votes, to be used."""
 
 
 @dataclass
@@ -157,7 +162,7 @@ class Standing:
     values: Row
     """Metrics: accuracy and agreement with intervals, and what was not measured."""
     reason: str
-    """Why it is unusable; empty for one that is better than chance."""
+    """Why it is unusable; empty for one that is better than chance on enough of them."""
 
     @property
     def is_usable(self) -> bool:
@@ -217,7 +222,7 @@ def standing(referee: Referee, labels: Labels, confidence: float, seed: int) -> 
         found = read(labelled, labels.limit)
         rulings = referee.rulings([one.comparison for one in found])
         values |= {f"human_{name}": labelled.name} | measured(name, found, rulings, confidence, seed)
-    return Standing(values, unusable(values))
+    return Standing(values, unusable(values, labels.least))
 
 
 def measured(
@@ -231,12 +236,15 @@ def measured(
     return human_labels.agreement("human_votes", labelled, verdicts, confidence, seed) | bias
 
 
-def unusable(values: Row) -> str:
-    """Why a judge with these metrics is not to be used, empty where it is: better than chance on all labels that there are."""
-    rates = [key for key in ("human_pairs_accuracy", "human_votes_agreement") if key in values]
+def unusable(values: Row, least: int) -> str:
+    """Why a judge with these metrics is not to be used, empty where it is: better than chance on all labels that there are, and on
+    `least` of each kind. Five of five are better than chance by their interval, and no measure of a judge."""
+    rates = {key: count for key, count in RATES.items() if count in values}
     if not rates:
         return "not measured on any comparison that people decided"
-    for key in rates:
+    for key, count in rates.items():
+        if values[count] < least:
+            return f"too few to tell: {count} is {values[count]}, fewer than judge.labels.least ({least})"
         if not values[f"{key}_low"] > CHANCE:
             low, high = (100 * values[f"{key}_{end}"] for end in ("low", "high"))
             return f"no better than chance: {key} is {100 * values[key]:.1f}% ({low:.1f}–{high:.1f})"

@@ -118,12 +118,15 @@ def test_agreement_is_over_single_votes_with_ties_and_without() -> None:
     values = human_labels.agreement("votes", found, [1.0, 0.0, 0.5, None], 0.95, 17)
     # Without ties: 2 of 3 and 1 of 1; the judge's own tie and what it did not decide count on neither side.
     assert (values["votes_agreement"], values["votes_agreement_votes"]) == (0.75, 4)
+    assert (values["votes_agreement_questions"], values["votes_agreement_with_ties_questions"]) == (2, 3)
     # With them: 2 of 3, 1 of 2, 0 of 1.
     assert (values["votes_agreement_with_ties"], values["votes_agreement_with_ties_votes"]) == (0.5, 6)
     assert values["votes_agreement_low"] <= 0.75 <= values["votes_agreement_high"]
     assert human_labels.agreement("votes", found[:1], [None], 0.95, 17) == {
         "votes_agreement_votes": 0,
+        "votes_agreement_questions": 0,
         "votes_agreement_with_ties_votes": 0,
+        "votes_agreement_with_ties_questions": 0,
     }
 
 

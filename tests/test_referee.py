@@ -121,7 +121,7 @@ def standing(settings: Settings, found: Labels) -> referee.Standing:
 def test_a_judge_that_agrees_with_people_is_usable(endpoint: Endpoint, tmp_path: Path) -> None:
     votes = written(tmp_path / "votes.jsonl", *(vote(number, "model_a", models=("a" * 3, "b")) for number in range(8)))
     chosen = pairs(tmp_path / "pairs.jsonl", *[(9, 3)] * 20)
-    found = standing(at(endpoint.url), Labels(chosen, votes, None))
+    found = standing(at(endpoint.url), Labels(chosen, votes, None, 8))
     assert found.is_usable
     assert (found.values["human_pairs_accuracy"], found.values["human_pairs_decided"]) == (1.0, 20)
     assert (found.values["human_votes_agreement"], found.values["human_votes_agreement_votes"]) == (1.0, 8)
@@ -129,12 +129,27 @@ def test_a_judge_that_agrees_with_people_is_usable(endpoint: Endpoint, tmp_path:
 
 
 def test_one_no_better_than_chance_is_not(endpoint: Endpoint, tmp_path: Path) -> None:
-    coin = standing(at(endpoint.url), Labels(pairs(tmp_path / "p.jsonl", *[(9, 3), (3, 9)] * 10), None, None))
+    coin = standing(at(endpoint.url), Labels(pairs(tmp_path / "p.jsonl", *[(9, 3), (3, 9)] * 10), None, None, 8))
     assert coin.reason == "no better than chance: human_pairs_accuracy is 50.0% (29.9–70.1)"
-    worse = standing(at(endpoint.url), Labels(pairs(tmp_path / "w.jsonl", *[(3, 9)] * 20), None, None))
+    worse = standing(at(endpoint.url), Labels(pairs(tmp_path / "w.jsonl", *[(3, 9)] * 20), None, None, 8))
     assert "human_pairs_accuracy is 0.0%" in worse.reason
-    mixed = Labels(pairs(tmp_path / "p.jsonl", *[(9, 3)] * 20), pairs_as_votes(tmp_path), None)
+    mixed = Labels(pairs(tmp_path / "p.jsonl", *[(9, 3)] * 20), pairs_as_votes(tmp_path), None, 8)
     assert "human_votes_agreement is 0.0%" in standing(at(endpoint.url), mixed).reason
+
+
+def test_nor_is_one_that_decided_too_few_however_good(endpoint: Endpoint, tmp_path: Path) -> None:
+    five = pairs(tmp_path / "five.jsonl", *[(9, 3)] * 5, *[(4, 4)] * 30)
+    few = standing(at(endpoint.url), Labels(five, None, None, 30))
+    assert (few.values["human_pairs_accuracy"], few.values["human_pairs_decided"]) == (1.0, 5)
+    assert few.values["human_pairs_accuracy_low"] > 0.5
+    assert few.reason == "too few to tell: human_pairs_decided is 5, fewer than judge.labels.least (30)"
+    # Thirty votes on three questions are three.
+    votes = [vote(number % 3, "model_a", models=("a" * (3 + number), "b")) for number in range(30)]
+    enough = pairs(tmp_path / "enough.jsonl", *[(9, 3)] * 30)
+    clustered = standing(at(endpoint.url), Labels(enough, written(tmp_path / "votes.jsonl", *votes), None, 30))
+    assert clustered.values["human_votes_agreement_votes"] == 30
+    assert clustered.reason.startswith("too few to tell: human_votes_agreement_questions is 3, fewer than")
+    assert standing(at(endpoint.url), Labels(enough, None, None, 30)).is_usable
 
 
 def pairs_as_votes(folder: Path) -> Published:
@@ -143,7 +158,7 @@ def pairs_as_votes(folder: Path) -> Published:
 
 
 def test_nor_is_one_that_was_not_measured(endpoint: Endpoint, tmp_path: Path) -> None:
-    found = standing(at(endpoint.url), Labels(labels(tmp_path / "absent.jsonl"), None, None))
+    found = standing(at(endpoint.url), Labels(labels(tmp_path / "absent.jsonl"), None, None, 0))
     assert found.reason == "not measured on any comparison that people decided"
     assert found.values["human_pairs"].startswith("not measured: no file ")
     assert endpoint.asked == 0
@@ -199,7 +214,8 @@ def test_without_a_reward_model_the_recipe_is_named(tmp_path: Path, monkeypatch:
 
 def prepared(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     """A tree in which the stage runs for dpo, whose answers are longer than the base's on two rows of three."""
-    text = composed(["recipe=sft-dpo-judged", "judge.labels.pairs.file=pairs.jsonl", *overrides])
+    labelled = ["judge.labels.pairs.file=pairs.jsonl", "judge.labels.least=20"]
+    text = composed(["recipe=sft-dpo-judged", *labelled, *overrides])
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TEMPER_SCRATCH", str(folder / "scratch"))
     monkeypatch.setattr("sys.argv", ["judge", "dpo"])
