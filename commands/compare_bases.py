@@ -191,15 +191,27 @@ def made(folder: Path) -> Path:
 def remote(
     hosted: Hosted, items: Sequence[Row], prompts: dict[str, list[Chat]], tasks: Sequence[Task], cfg: Compare
 ) -> Iterator[Result]:
-    """A model behind an endpoint, prompted both ways; what it said is in a journal, so that nothing is paid for twice."""
+    """A model behind an endpoint, prompted both ways; what it said is in a journal, so that nothing is paid for twice.
+
+    What fails is asked again `retries` times, and counts as no answer where that does not help; exits where nothing was answered.
+    """
     teacher = hosted.teacher()
     for way, chats in prompts.items():
         with Client(teacher, SCRATCH / f"{hosted.name}-{way}.journal.jsonl", section=SECTION) as client:
             requests = (client.ask(Request(chat, 0.0, 1.0, cfg.max_tokens, cfg.seed)) for chat in chats)
-            answers = [reply.text for reply in client.in_order(requests)]
+            replies = list(client.in_order(requests))
             usage = client.usage
+        answers = [None if reply.failure else reply.text for reply in replies]
+        answered = [chat for chat, answer in zip(chats, answers, strict=True) if answer is not None]
+        if not answered:
+            raise SystemExit(
+                f"{hosted.name}: no reply to any of {len(chats)} {way} prompts ({replies[0].detail}): mend it, or leave it out of "
+                f"{SECTION}"
+            )
         tokens = usage.prompt_tokens + usage.completion_tokens
-        seconds = timed(teacher.base_url, teacher.model, api_key(teacher, SECTION), chats[: cfg.timed], cfg.max_tokens)
+        seconds = timed(
+            teacher.base_url, teacher.model, api_key(teacher, SECTION), answered[: cfg.timed], cfg.max_tokens
+        )
         price = usage.usd(teacher) / max(1, tokens) * 1e6
         yield judged(hosted.name, way, items, answers, tasks, seconds, tokens, price)
 
@@ -208,15 +220,17 @@ def judged(
     name: str,
     way: str,
     items: Sequence[Row],
-    answers: Sequence[str],
+    answers: Sequence[str | None],
     tasks: Sequence[Task],
     seconds: Sequence[float],
     tokens: int,
     price: float,
 ) -> Result:
-    outcomes = [candidates.scored(row, answer, tasks) for row, answer in zip(items, answers, strict=True)]
-    right, fits = zip(*outcomes, strict=True)
-    return Result(name, way, right, fits, candidates.typical(seconds), tokens, price)
+    outcomes = (
+        None if answer is None else candidates.scored(row, answer, tasks)
+        for row, answer in zip(items, answers, strict=True)
+    )
+    return Result(name, way, tuple(outcomes), candidates.typical(seconds), tokens, price)
 
 
 def timed(base_url: str, model: str, secret: str, chats: Sequence[Chat], max_tokens: int) -> list[float]:

@@ -1,15 +1,21 @@
 """Candidate base models, prompted and untrained, on the same items: which is as good as the best, and at what price.
 
-A candidate is asked without examples and with some. Scores are compared on the same items with the best one's (temper.comparisons),
-corrected for their number; of those that are not worse, the cheapest is recommended.
+A candidate is asked without examples and with some. Scores are compared with the best one's on the items that both replied to
+(temper.comparisons); of those that are not worse, the cheapest is recommended. A prompt that got no reply, however often it was
+repeated, says nothing of a model: it is counted, and left out of both sides.
+
+Which is best is seen on the items that it is then compared on, where chance favours it. So the family that is corrected is of all
+pairs, not of those with the best: then no verdict is wrong with a chance of `confidence` at least, whichever result is taken for
+the best. And whether prompting is enough is read off an interval that holds for all results at once (Bonferroni).
 """
 
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any
+from itertools import combinations
+from statistics import fmean, median
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,10 +32,18 @@ RIGHT = ("exact_match", "accuracy")
 
 @dataclass
 class Enough:
-    """What prompting has to reach, by the low ends of the intervals, for there to be nothing to train for."""
+    """What prompting has to reach, by the low ends of intervals for all results at once, for there to be nothing to train for."""
 
     score: float
     format: float
+
+
+class Outcome(NamedTuple):
+    """Of a reply."""
+
+    right: bool
+    fits: bool
+    """Whether it has the form that the task asks for."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +53,29 @@ class Result:
     candidate: str
     prompt: str
     """ZERO or FEW."""
-    right: tuple[bool, ...]
-    """By item, in one order for all."""
-    fits: tuple[bool, ...]
-    """Whether the answer has the form that the task asks for."""
+    outcomes: tuple[Outcome | None, ...]
+    """By item, in one order for all; None where no reply came."""
     seconds: float
     """Median, for a whole answer to one caller alone."""
     tokens: int
     """Of prompt and answer, in all items."""
     usd_per_million: float
     """Tokens, of prompts and answers together."""
+
+    @property
+    def right(self) -> list[bool]:
+        """Of the replies."""
+        return [one.right for one in self.outcomes if one]
+
+    @property
+    def fits(self) -> list[bool]:
+        """Of the replies."""
+        return [one.fits for one in self.outcomes if one]
+
+    @property
+    def failed(self) -> int:
+        """Prompts without a reply."""
+        return self.outcomes.count(None)
 
     @property
     def name(self) -> str:
@@ -63,6 +90,8 @@ class Result:
 @dataclass(frozen=True)
 class Recommendation:
     result: Result
+    best: str
+    """The name of the result with most right answers."""
     verdicts: Mapping[str, Verdict]
     """Of every other result against the best, by name."""
     reason: str
@@ -70,11 +99,11 @@ class Recommendation:
     """Whether prompting alone reaches what is asked."""
 
 
-def scored(row: Row, answer: str, tasks: Sequence[Task]) -> tuple[bool, bool]:
-    """(whether the answer is right, whether it has the form asked for): by the verifier, or by the row's task in conf/evaluate."""
+def scored(row: Row, answer: str, tasks: Sequence[Task]) -> Outcome:
+    """By the verifier, or by the row's task in conf/evaluate."""
     if "gold" in row:
         score = calls.score(answer, row["tools"], row["gold"])
-        return score.exact, score.valid_json
+        return Outcome(score.exact, score.valid_json)
     task = task_of(row, tasks)
     assert task is not None
     pair = [Answered(row["messages"][-1]["content"], answer)]
@@ -82,8 +111,8 @@ def scored(row: Row, answer: str, tasks: Sequence[Task]) -> tuple[bool, bool]:
     right = task_metrics.MEASURES[measure](task, pair)[0] == 1
     form = next((name for name in FORMS if name in task.metrics), None)
     if form:
-        return right, task_metrics.MEASURES[form](task, pair)[0] == 1
-    return right, not task.labels or task_metrics.is_label(answer, task.labels)
+        return Outcome(right, task_metrics.MEASURES[form](task, pair)[0] == 1)
+    return Outcome(right, not task.labels or task_metrics.is_label(answer, task.labels))
 
 
 def task_of(row: Row, tasks: Sequence[Task]) -> Task | None:
@@ -126,23 +155,32 @@ def _whole(row: Row) -> str:
 
 def recommended(results: Sequence[Result], enough: Enough, confidence: float, seed: int) -> Recommendation:
     """The cheapest of those that are as good as the best, and whether prompting alone will do."""
-    best = max(results, key=lambda one: (sum(one.right), sum(one.fits), -one.usd_per_thousand, -one.seconds))
-    family = {
-        one.name: comparisons.difference(_scores(one), _scores(best), confidence, seed)
-        for one in results
-        if one is not best
-    }
-    verdicts = comparisons.judged(family, confidence)
-    equals = [one for one in results if one is best or verdicts[one.name].outcome == NO_DIFFERENCE]
-    chosen = min(equals, key=lambda one: (one.usd_per_thousand, one.seconds, -sum(one.right)))
+    best = max(results, key=lambda one: (fmean(one.right), fmean(one.fits), -one.usd_per_thousand, -one.seconds))
+    verdicts = against(best, results, confidence, seed)
+    alike = {name for name, verdict in verdicts.items() if verdict.outcome == NO_DIFFERENCE}
+    equals = [one for one in results if one is best or one.name in alike]
+    chosen = min(equals, key=lambda one: (one.usd_per_thousand, one.seconds, -fmean(one.right)))
+    for_all = 1 - (1 - confidence) / len(results)
     reach = {
-        name: intervals.wilson(sum(of), len(of), confidence)
+        name: intervals.wilson(sum(of), len(of), for_all)
         for name, of in (("score", chosen.right), ("format", chosen.fits))
     }
     is_enough = reach["score"][0] >= enough.score and reach["format"][0] >= enough.format
-    return Recommendation(
-        chosen, verdicts, _reason(chosen, best, equals, len(results)) + _next(reach, enough, is_enough), is_enough
-    )
+    reason = _reason(chosen, best, equals, len(results)) + _left_out(results) + _next(reach, enough, is_enough)
+    return Recommendation(chosen, best.name, verdicts, reason, is_enough)
+
+
+def against(best: Result, results: Sequence[Result], confidence: float, seed: int) -> dict[str, Verdict]:
+    """Every other result against the best, by name, corrected for all pairs; those that share no reply with it are not there."""
+    family = {}
+    for pair in combinations(results, 2):
+        one, other = pair if pair[0] is not best else pair[::-1]
+        replies = zip(one.outcomes, other.outcomes, strict=True)
+        if both := [(first.right, second.right) for first, second in replies if first and second]:
+            scores = np.array(both, dtype=np.float64).T[:, None]
+            family[one.name, other.name] = comparisons.difference(*scores, confidence, seed)
+    judged = comparisons.judged(family, confidence)
+    return {name: verdict for (name, other), verdict in judged.items() if other == best.name}
 
 
 def table(results: Sequence[Result], found: Recommendation, confidence: float) -> list[str]:
@@ -155,11 +193,13 @@ def table(results: Sequence[Result], found: Recommendation, confidence: float) -
         "seconds an answer",
         "USD a million tokens",
         "USD a thousand answers",
+        "no reply",
     )
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    told = {name: comparisons.told(verdict) for name, verdict in found.verdicts.items()}
     for one in results:
         mark = f"**{one.name}**" if one is found.result else one.name
-        verdict = comparisons.told(found.verdicts[one.name]) if one.name in found.verdicts else "the best"
+        verdict = "the best" if one.name == found.best else told.get(one.name, "no reply in common")
         costs = (money(one.usd_per_million), money(one.usd_per_thousand))
         cells = (
             mark,
@@ -168,6 +208,7 @@ def table(results: Sequence[Result], found: Recommendation, confidence: float) -
             verdict,
             f"{one.seconds:.2f}",
             *costs,
+            str(one.failed),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -180,14 +221,14 @@ def values(results: Sequence[Result], found: Recommendation, confidence: float) 
         "recommended_prompt": found.result.prompt,
         "reason": found.reason,
         "prompting_is_enough": int(found.is_enough),
-        "items": len(results[0].right),
+        "items": len(results[0].outcomes),
     }
     for one in results:
         name = f"{one.candidate}_{one.prompt.replace('-', '_')}"
         made |= intervals.rate(f"{name}_right", one.right, confidence) | intervals.rate(
             f"{name}_format", one.fits, confidence
         )
-        made |= {f"{name}_seconds": one.seconds, f"{name}_tokens": one.tokens}
+        made |= {f"{name}_seconds": one.seconds, f"{name}_tokens": one.tokens, f"{name}_failed": one.failed}
         made |= {
             f"{name}_usd_per_million_tokens": one.usd_per_million,
             f"{name}_usd_per_thousand_answers": one.usd_per_thousand,
@@ -210,10 +251,6 @@ def money(usd: float) -> str:
     return "0 (own machine)" if not usd else f"{usd:.4g}"
 
 
-def _scores(one: Result) -> comparisons.Scores:
-    return np.array([[float(right) for right in one.right]])
-
-
 def _reason(chosen: Result, best: Result, equals: Sequence[Result], count: int) -> str:
     right = f"{sum(chosen.right)} of {len(chosen.right)} right"
     if len(equals) == 1:
@@ -226,6 +263,11 @@ def _reason(chosen: Result, best: Result, equals: Sequence[Result], count: int) 
     others = f"{len(equals)} of {count} between which these items show no difference"
     behind = "" if chosen is best else f" (the most, {sum(best.right)}, has {best.name})"
     return f"{chosen.name} has {right}{behind} and is {price} of {others}"
+
+
+def _left_out(results: Sequence[Result]) -> str:
+    failed = [f"{one.failed} of {one.name}" for one in results if one.failed]
+    return f". Without a reply, and left out of both sides: {', '.join(failed)}" if failed else ""
 
 
 def _next(reach: Mapping[str, tuple[float, float]], enough: Enough, is_enough: bool) -> str:

@@ -1,7 +1,9 @@
 """Base models before training: prompted alike, compared on the same items, the cheapest of the best recommended with its reason."""
 
 import json
+import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,11 @@ import pytest
 
 from commands import compare_bases
 from commands.compose import composed
-from temper import calls, candidates, metrics, params, records
-from temper.candidates import FEW, ZERO, Enough, Result
+from temper import calls, candidates, comparisons, metrics, params, records
+from temper.candidates import FEW, ZERO, Enough, Outcome, Result
 from temper.records import Row
 from temper.task_metrics import Task
-from tests.test_teacher import Body, Endpoint
+from tests.test_teacher import BROKEN, Body, Endpoint, Fault
 
 TOOL = {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}
 ENOUGH = Enough(0.9, 0.98)
@@ -33,8 +35,8 @@ def chat(name: str, answer: str, source: str = "intents.jsonl") -> Row:
 
 
 def result(name: str, right: int, of: int = 100, usd: float = 1.0, seconds: float = 1.0, fits: int = 100) -> Result:
-    outcomes = tuple(number < right for number in range(of))
-    return Result(name, ZERO, outcomes, tuple(number < fits for number in range(of)), seconds, of * 100, usd)
+    outcomes = tuple(Outcome(number < right, number < fits) for number in range(of))
+    return Result(name, ZERO, outcomes, seconds, of * 100, usd)
 
 
 def test_an_answer_is_right_by_the_verifier_or_by_its_task() -> None:
@@ -118,9 +120,57 @@ def test_prompting_alone_is_enough_only_with_the_low_ends() -> None:
     assert "score 72% of 90% and format 72% of 98% wanted, so train it" in few.reason
 
 
+def test_what_got_no_reply_is_counted_and_left_out_of_both_sides() -> None:
+    whole, broken = result("whole", 60), result("broken", 60)
+    broken = replace(broken, outcomes=(None,) * 40 + broken.outcomes[40:])  # of what both would have right
+    found = candidates.recommended([whole, broken], ENOUGH, 0.95, 17)
+    verdict = found.verdicts["broken, zero-shot"]
+    assert (verdict.outcome, verdict.difference.interval.value, verdict.difference.items) == ("no difference", 0, 60)
+    assert (broken.failed, len(broken.right), sum(broken.right)) == (40, 60, 20)
+    assert "Without a reply, and left out of both sides: 40 of broken, zero-shot" in found.reason
+    values = candidates.values([whole, broken], found, 0.95)
+    assert (values["broken_zero_shot_failed"], values["whole_zero_shot_failed"], values["items"]) == (40, 0, 100)
+    assert values["broken_zero_shot_right"] == pytest.approx(1 / 3)
+    line = next(line for line in candidates.table([whole, broken], found, 0.95) if "broken" in line)
+    assert line.endswith("| 40 |")
+    apart = replace(whole, candidate="apart", outcomes=whole.outcomes[:40] + (None,) * 60)
+    alone = candidates.recommended([apart, broken], ENOUGH, 0.95, 17)
+    assert (alone.verdicts, alone.result.candidate) == ({}, "apart")
+    assert "no reply in common" in "".join(candidates.table([apart, broken], alone, 0.95))
+
+
+def test_the_best_is_held_against_the_others_as_one_of_all_pairs() -> None:
+    """Chosen on the items that it is compared on: for it alone, eight items more would be four tests' worth."""
+    results = [result("best", 60), *(result(f"other {number}", 52) for number in range(4))]
+    verdicts = candidates.against(results[0], results, 0.95, 17)
+    assert len(verdicts) == 4
+    assert min(comparisons.holm([one.difference.p for one in verdicts.values()])) < 0.05
+    assert {one.outcome for one in verdicts.values()} == {"no difference"}
+    two = candidates.against(results[0], results[:2], 0.95, 17)
+    assert two["other 0, zero-shot"].outcome == "worse"
+
+
+def test_the_best_of_some_alike_beats_another_as_seldom_as_promised() -> None:
+    draw, wrong = random.Random(17), 0
+    for _ in range(100):
+        alike = [
+            replace(result(str(number), 0), outcomes=tuple(Outcome(draw.random() < 0.5, True) for _ in range(100)))
+            for number in range(6)
+        ]
+        best = max(alike, key=lambda one: sum(one.right))
+        wrong += any(one.outcome == "worse" for one in candidates.against(best, alike, 0.95, 17).values())
+    assert wrong <= 5
+
+
+def test_prompting_is_enough_by_an_interval_that_holds_for_all_results() -> None:
+    good = [result(str(number), 189, 200, fits=200, usd=1.0 + number) for number in range(20)]
+    assert candidates.recommended(good[:1], ENOUGH, 0.95, 17).is_enough
+    assert not candidates.recommended(good, ENOUGH, 0.95, 17).is_enough
+
+
 def test_examples_are_paid_for_with_every_answer() -> None:
     short, long = (
-        Result("m", way, (True,) * 10, (True,) * 10, 1.0, tokens, 2.0) for way, tokens in ((ZERO, 1000), (FEW, 5000))
+        Result("m", way, (Outcome(True, True),) * 10, 1.0, tokens, 2.0) for way, tokens in ((ZERO, 1000), (FEW, 5000))
     )
     assert (short.usd_per_thousand, long.usd_per_thousand) == (pytest.approx(0.2), pytest.approx(1.0))
     assert candidates.recommended([long, short], ENOUGH, 0.95, 17).result is short
@@ -187,6 +237,31 @@ def test_endpoints_are_asked_both_ways_timed_and_reported(
     before = endpoint.asked
     compare_bases.main(["--prepared"])
     assert endpoint.asked == before + 4  # only the times are taken anew
+
+
+def test_a_failed_reply_is_asked_again_and_no_wrong_answer(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(body: Body, attempt: int) -> Fault | None:
+        last = body["messages"][-1]["content"]
+        if last == "add 0":
+            return 400, {}, b'{"error": {"message": "filtered"}}'
+        return BROKEN if last == "add 1" and attempt == 0 and "seed" in body else None
+
+    endpoint.fault = fault
+    hosted = f"{{name:host,base_url:'{endpoint.url}',model:tutor,api_key_env:null,usd_per_million_prompt_tokens:1,"
+    hosted += "usd_per_million_completion_tokens:2}"
+    prepared(tmp_path, monkeypatch, "compare.candidates=[]", f"compare.endpoints=[{hosted}]", "compare.timed=2")
+    compare_bases.main(["--prepared"])
+    values = metrics.read("reports/compare-bases.json")
+    assert (values["host_few_shot_failed"], values["host_few_shot_right"], values["items"]) == (1, 1.0, 7)
+    assert values["host_few_shot_seconds"] > 0, "what has no reply is not timed"
+    endpoint.fault = lambda body, attempt: (400, {}, b"")
+    cfg = params.load("compare", compare_bases.Compare, compare_bases.SETTINGS)
+    items, _ = compare_bases.asked(cfg, [])
+    prompts = {ZERO: [candidates.prompt(row, []) for row in items]}
+    with pytest.raises(SystemExit, match=r"^other: no reply to any of 7 zero-shot prompts \(.*compare\.endpoints$"):
+        list(compare_bases.remote(replace(cfg.endpoints[0], name="other"), items, prompts, [], cfg))
 
 
 def test_what_is_asked_leaves_the_test_split_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
