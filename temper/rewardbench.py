@@ -43,7 +43,7 @@ class Set:
     """rewardbench2, or llmbar."""
     items: Published
     limit: int | None
-    """Items, spread over each subset; null for all."""
+    """Items, spread over each subset, of Ties by whole prompts; null for all."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,23 @@ def items(chosen: Set) -> list[Item]:
                 "correct its kind or its name"
             ) from None
         found.setdefault(item.subset, []).append(item)
-    return [item for of in found.values() for item in spread.evenly(of, chosen.limit)]
+    return [item for subset, of in found.items() for item in _spread(subset, of, chosen.limit)]
+
+
+def _spread(subset: str, of: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most `limit` items; of Ties whole prompts, one at least, for the tied and the ref item of one are scored together."""
+    if subset != TIES:
+        return spread.evenly(of, limit)
+    prompts: dict[str, list[Item]] = {}
+    for item in of:
+        prompts.setdefault(_prompt(item), []).append(item)
+    count = limit and max(1, limit * len(prompts) // len(of))
+    return [item for group in spread.evenly(list(prompts.values()), count) for item in group]
+
+
+def _prompt(item: Item) -> str:
+    """Of Ties: what `tied:3` and `ref:3` share."""
+    return item.id.partition(":")[2]
 
 
 def neighbours(rows: Sequence[Row], limit: int | None, name: str) -> list[Item]:
@@ -167,9 +183,9 @@ def _sides(scored: Sequence[Scored]) -> tuple[Margins, Margins]:
     """Margins of the tied and of the ref prompts, by prompt."""
     sides: dict[str, dict[str, tuple[bool, float, float]]] = {"tied": {}, "ref": {}}
     for one in scored:
-        kind, _, prompt = one.item.id.partition(":")
+        kind = "ref" if one.item.id.startswith("ref:") else "tied"
         margin = min(one.right) - max(one.wrong)
-        sides["ref" if kind == "ref" else "tied"][prompt] = (margin > 0, max(one.right) - min(one.right), margin)
+        sides[kind][_prompt(one.item)] = (margin > 0, max(one.right) - min(one.right), margin)
     return sides["tied"], sides["ref"]
 
 

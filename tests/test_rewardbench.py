@@ -121,6 +121,21 @@ def test_its_rows_are_read_as_they_are_published(tmp_path: Path) -> None:
             rewardbench.items(Set("rewardbench2", written(tmp_path / "no.jsonl", wrong), None))
 
 
+@pytest.mark.parametrize("limit", [1, 2, 5, 6, 20])
+def test_a_limit_never_parts_a_tied_prompt_from_its_reference(tmp_path: Path, limit: int) -> None:
+    rows = [published("Math", str(number)) for number in range(20)]
+    rows += [
+        published("Ties", f"{kind}:{number}", 1 + (kind == "tied")) for kind in ("tied", "ref") for number in range(10)
+    ]
+    found = rewardbench.items(Set("rewardbench2", written(tmp_path / "rb.jsonl", *rows), limit))
+    ties = [one.id for one in found if one.subset == "Ties"]
+    assert len(found) - len(ties) == limit
+    assert len(ties) == max(2, limit - limit % 2)
+    assert {name for name in ties if name.startswith("ref")} == {name.replace("tied", "ref") for name in ties}
+    prompts = {name.partition(":")[2] for name in ties}
+    assert max(map(int, prompts)) == 10 * (len(prompts) - 1) // len(prompts), "spread over the subset"
+
+
 def test_llmbar_names_the_output_that_follows(tmp_path: Path) -> None:
     rows = [{"input": "Do.", "output_1": "done", "output_2": "no", "label": label} for label in (1, 2)]
     (tmp_path / "llmbar.json").write_text(json.dumps(rows))
