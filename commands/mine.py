@@ -3,7 +3,8 @@
     python -m commands.mine logs FOLDER [mine.days=7 …]              a log of `make serve` → the queue and a report
     python -m commands.mine labels QUEUE.jsonl [mine.source.…=…]     the queue with its labels → files under raw/
 
-Reads   the log, data/mix/train.jsonl, and where mine.endpoint has an address more answers from it; then the queue
+Reads   the log, data/mix/train.jsonl, data/evaluate (the model's own answers), and where mine.endpoint has an address more answers
+        from it; then the queue
 Writes  mined/queue.jsonl (labels that it has stay), mined/liked.jsonl, reports/mine.json, reports/mine.md, reports/mine/*.svg;
         then raw/mined/{failures,others,positives}.jsonl and manifest.json
 
@@ -91,6 +92,8 @@ class Queue:
 @dataclass
 class Mine:
     training: str
+    answers: list[str]
+    """Files of the model's own answers to held-out prompts, as `evaluate` writes them; those that are not there are left out."""
     folder: str
     days: int | None
     """Back from the newest record; null for all."""
@@ -113,6 +116,8 @@ class Drifted:
     windows: dict[str, drift.Samples]
     skipped: list[str]
     """Windows with too few prompts."""
+    own: int
+    """Answers of the model's own that those of the log were held against; 0 where it was reference answers."""
 
     def alarms(self) -> list[Asked]:
         return [asked for asked, verdict in self.verdicts.items() if verdict.outcome != drift.NONE]
@@ -236,6 +241,8 @@ def compare(cfg: Mine, exchanges: Sequence[Exchange], found: Sequence[Prompt], e
     texts = sorted(set().union(*(likeness.texts(part) for part in (index, training, *tested.values()))))
     vectors = dict(zip(texts, embed(texts), strict=True))
     measured = [likeness.samples(part, index, vectors, cfg.drift.least) for part in (training, *tested.values())]
+    own = likeness.of_answers(own_answers(cfg.answers), cfg.drift.least)
+    measured[0] |= own
     known = {feature: sample for feature, sample in measured[0].items() if any(feature in one for one in measured[1:])}
     of_windows: dict[str, drift.Samples] = {
         name: {feature: sample for feature, sample in one.items() if feature in known}
@@ -243,7 +250,13 @@ def compare(cfg: Mine, exchanges: Sequence[Exchange], found: Sequence[Prompt], e
     }
     distance(found, likeness.stacked([one.request for one in [*index, *training]], vectors), vectors)
     check_permutations(cfg.drift.rules, sum(map(len, of_windows.values())))
-    return Drifted(drift.judged(known, of_windows, cfg.drift.rules, cfg.seed), known, of_windows, skipped)
+    verdicts = drift.judged(known, of_windows, cfg.drift.rules, cfg.seed)
+    return Drifted(verdicts, known, of_windows, skipped, next(map(likeness.size, own.values()), 0))
+
+
+def own_answers(files: Sequence[str]) -> list[str]:
+    """What the model said to held-out prompts, of the files that there are."""
+    return [str(row["output"]) for file in files if Path(file).is_file() for row in records.read(file)]
 
 
 def windows(exchanges: Sequence[Exchange], days: int) -> Iterator[tuple[str, list[Exchange]]]:
@@ -338,7 +351,8 @@ def summary(
         name = f"drift_{feature}_{window}"
         values |= {f"{name}_p": one.p, f"{name}_psi": one.shift.psi, f"{name}_psi_chance": one.shift.chance}
         values |= {f"{name}_rows": one.shift.rows, f"{name}_verdict": one.outcome}
-    return values | {"drift_alarms": len(drifted.alarms()), "drift_windows_too_small": len(drifted.skipped)}
+    values |= {"drift_alarms": len(drifted.alarms()), "drift_windows_too_small": len(drifted.skipped)}
+    return values | {"own_answers": drifted.own}
 
 
 def closing(values: dict[str, Any], queue: Path, drifted: Drifted) -> str:

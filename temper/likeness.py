@@ -1,4 +1,9 @@
-"""What traffic and training rows are compared by: lengths, languages, kinds of answer, and what requests and tools are about."""
+"""What traffic and training rows are compared by: lengths, languages, kinds of answer, and what requests and tools are about.
+
+Answers of a model differ from the reference answers that it was trained on without any drift: it may write shorter ones, or say
+`null` too often, since its first day. So where there are answers of its own to held-out prompts, those of the log are compared with
+these.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +17,8 @@ from temper.drift import Sample, Vectors
 from temper.records import Row
 from temper.traffic import Exchange
 
-REQUESTS, TOOLS, REQUEST_LENGTH, ANSWER_LENGTH = "requests", "tools", "request_length", "answer_length"
+REQUESTS, TOOLS, REQUEST_LENGTH = "requests", "tools", "request_length"
+ANSWER_LENGTH, ANSWER_KIND = "answer_length", "answer_kind"
 EMBEDDED = (REQUESTS, TOOLS)
 # Of prose that tells a language: a shorter request tells none.
 MIN_LETTERS, MAX_SYMBOLS = 20, 0.5
@@ -67,18 +73,27 @@ def halves(said: Sequence[Said], seed: int) -> tuple[list[Said], list[Said]]:
 
 def samples(said: Sequence[Said], index: Sequence[Said], vectors: Embedded, least: int) -> dict[str, Sample]:
     """Every feature that enough of the rows have."""
-    answers = [one.answer for one in said if one.answer]
     found = {
         REQUEST_LENGTH: Sample(numbers=np.array([len(one.request) for one in said], dtype=np.float64)),
-        ANSWER_LENGTH: Sample(numbers=np.array([len(one) for one in answers], dtype=np.float64)),
         "language": Sample(categories=tuple(tongue(one.request) for one in said)),
-        "answer_kind": Sample(categories=tuple(map(kind, answers))),
     }
     for feature in EMBEDDED:
         rows, known = (stacked([one.text(feature) for one in part], vectors) for part in (said, index))
         if len(known):
             found[feature] = Sample(vectors=rows, distances=drift.nearest(rows, known))
-    return {feature: sample for feature, sample in found.items() if size(sample) >= least}
+    enough = {feature: sample for feature, sample in found.items() if size(sample) >= least}
+    return enough | of_answers([one.answer for one in said], least)
+
+
+def of_answers(answers: Iterable[str], least: int) -> dict[str, Sample]:
+    """The features of answers; nothing where there are fewer than `least`."""
+    given = [answer for answer in answers if answer]
+    if len(given) < least:
+        return {}
+    return {
+        ANSWER_LENGTH: Sample(numbers=np.array([len(answer) for answer in given], dtype=np.float64)),
+        ANSWER_KIND: Sample(categories=tuple(map(kind, given))),
+    }
 
 
 def size(sample: Sample) -> int:

@@ -57,7 +57,7 @@ def pictures(
         for part, label in (("numbers", "characters"), ("distances", "cosine distance from the nearest training row")):
             before, after = (getattr(one, part, None) for one in (sample, held))
             if before is not None and after is not None:
-                yield feature, figures.histograms({"training": before, "log": after}, f"{feature}: {label}")
+                yield feature, figures.histograms({"before": before, "log": after}, f"{feature}: {label}")
     entropies = [prompt.entropy for prompt in found if prompt.entropy is not None]
     if entropies:
         yield "entropy", figures.histograms({"prompts": entropies}, "entropy of the answers, 0 to 1")
@@ -85,7 +85,7 @@ def text(values: Mapping[str, Any], verdicts: Mapping[Asked, Verdict], rules: Ru
         "## Failures",
         table(["reason", "prompts"], faults(values)) or "None.",
         "## Drift",
-        drift_words(alarms, verdicts, rules),
+        drift_words(alarms, verdicts, rules, values["own_answers"]),
         picture("psi", drawn),
         table(
             ["feature", "window", "rows", "test", "p (Holm)", "PSI", "PSI by chance, up to", "verdict"],
@@ -116,14 +116,23 @@ def faults(values: Mapping[str, Any]) -> list[list[Any]]:
     return [[name.replace("_", " "), found[name]] for name in sorted(found, key=lambda one: (-found[one], one))]
 
 
-def drift_words(alarms: Sequence[Asked], verdicts: Mapping[Asked, Verdict], rules: Rules) -> str:
+def drift_words(alarms: Sequence[Asked], verdicts: Mapping[Asked, Verdict], rules: Rules, own: int) -> str:
     if not verdicts:
         return "No window has prompts enough to be tested."
     found = "; ".join(f"{asked.feature} in {asked.window} ({verdicts[asked].outcome})" for asked in alarms)
     told = f"Found: {found}." if found else "None found."
     return (
         f"{told} Against the training rows, {len(verdicts)} tests, together with a chance of {rules.alpha:.0%} of any alarm where "
-        f"nothing drifted; of numbers and categories an alarm also needs a PSI of {rules.small:g}."
+        f"nothing drifted; of numbers and categories an alarm also needs a PSI of {rules.small:g}. {answers_words(own)}"
+    )
+
+
+def answers_words(own: int) -> str:
+    if own:
+        return f"Answers are held against {own} of the model's own to held-out prompts."
+    return (
+        "Answers are held against the reference answers of training rows, for `mine.answers` has too few of the model's own "
+        "(`make evaluate`): one that always wrote longer or shorter ones than those is an alarm without drift."
     )
 
 

@@ -385,6 +385,23 @@ def test_planted_drift_is_found_where_it_is(site: Path, plan: str, features: set
     assert {window for _, window in found} == after | {mine.ALL}
 
 
+@pytest.mark.parametrize("is_long", [True, False], ids=["long answers", "short answers"])
+def test_answers_that_were_always_so_are_no_drift_and_new_ones_are(site: Path, is_long: bool) -> None:
+    """Answers are held against the model's own where there are some: reference answers would alarm since the first day."""
+    log(Plan(since=0, longer=1.0, failing=0.0, repeated=0))
+    before = mined()
+    assert before["own_answers"] == 0
+    assert ("answer_length", mine.ALL) in alarms(before)
+    assert "held against the reference answers" in Path("reports/mine.md").read_text()
+    records.write("data/evaluate/dpo.jsonl", traffic_month.answers(1, 150, is_long))
+    records.write("data/evaluate/dpo-golden.jsonl", traffic_month.answers(2, 50, is_long))
+    after = mined()
+    assert after["own_answers"] == 200
+    assert (("answer_length", mine.ALL) in alarms(after)) is not is_long
+    assert "answer_kind" not in {feature for feature, _ in alarms(after)}
+    assert "held against 200 of the model's own" in Path("reports/mine.md").read_text()
+
+
 def test_requests_unlike_training_join_the_queue_when_there_is_drift(site: Path) -> None:
     log(DRIFTING["a new domain of tools"])
     mined()

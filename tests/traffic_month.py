@@ -150,8 +150,7 @@ def month(plan: Plan) -> Iterator[Row]:
             {"name": gold["name"], "arguments": {key: [value] for key, value in gold["arguments"].items()}}
         )
         if drifts and generator.random() < plan.longer:
-            padded = gold["arguments"] | {"count_explanation": "because " + " and ".join(WORDS * 3)}
-            said = json.dumps({"name": gold["name"], "arguments": padded})
+            said = padded(gold)
         yield from exchange(plan, generator, f"chat-{number:05}", at, domain, asked, said)
     for number in range(plan.repeated):
         yield from asked_again(generator, number)
@@ -245,6 +244,22 @@ def training(seed: int, rows: int) -> list[Row]:
         messages = [{"role": role, "content": content} for role, content in turns]
         found.append({"id": str(number), "messages": messages, "tools": tools, "gold": accepted})
     return found
+
+
+def answers(seed: int, rows: int, is_long: bool) -> list[Row]:
+    """A model's own to held-out prompts of the same domains, as data/evaluate has them."""
+    golden = (row["gold"] for row in training(seed, rows))
+    calls_made = ({"name": one["name"], "arguments": calls.literal(one["arguments"])} for one in golden)
+    return [
+        {"id": str(number), "output": padded(one) if is_long else json.dumps(one)}
+        for number, one in enumerate(calls_made)
+    ]
+
+
+def padded(call: Row) -> str:
+    return json.dumps(
+        call | {"arguments": call["arguments"] | {"count_explanation": "because " + " and ".join(WORDS * 3)}}
+    )
 
 
 CLEAN = Plan()
