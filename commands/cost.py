@@ -5,7 +5,6 @@ python -m commands.cost [REVISION …]     a tag, a branch, an experiment of `dv
 
 import itertools
 import json
-import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from temper import cost, params
+from temper import cost, intervals, params
 from temper.cost import Cost
 
 TREE = "this tree"
@@ -108,21 +107,12 @@ def told(first: Run, second: Run) -> str:
     """Whether two models are of one quality, and then what each costs at its cheapest."""
     if not first.test or first.test != second.test:
         return OTHER
-    value, low, high = difference(second.exact, first.exact)
+    # As if the two had answered different rows: that they answered the same makes the interval too wide rather than too narrow.
+    value, low, high = intervals.difference(second.exact, first.exact)
     word = verdict(low, high, first.costs.margin)
     points = f"{word}: {100 * value:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
     prices = [f"{run.name} ${cheapest(run):.3f}" for run in (first, second)]
     return f"{points}; cheapest {', '.join(prices)} for 1M output tokens"
-
-
-def difference(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float, float]:
-    """`one` less `other` with an interval from theirs: Newcombe's method 10, Statistics in Medicine 17 (1998).
-
-    As if the two had answered different rows; that they answered the same makes the interval too wide rather than too narrow.
-    """
-    (p, p_low, p_high), (q, q_low, q_high) = one, other
-    value = p - q
-    return value, value - math.hypot(p - p_low, q_high - q), value + math.hypot(p_high - p, q - q_low)
 
 
 def verdict(low: float, high: float, margin: float) -> str:

@@ -74,6 +74,18 @@ def difference(scores: Scores, baseline: Scores, confidence: float, seed: int) -
     return Difference(interval, items, seeds, p, "paired bootstrap")
 
 
+def unpaired(outcomes: Sequence[bool], others: Sequence[bool], confidence: float) -> Difference:
+    """How far a share is above that of other items, by Fisher's exact test (Journal of the Royal Statistical Society 98, 1935)."""
+    shares = []
+    for of in (outcomes, others):
+        if not of:
+            raise ValueError("shares of items are compared: one at least on either side")
+        shares.append((sum(of) / len(of), *intervals.wilson(sum(of), len(of), confidence)))
+    table = [[sum(of), len(of) - sum(of)] for of in (outcomes, others)]
+    p = float(stats.fisher_exact(table).pvalue)
+    return Difference(Interval(*intervals.difference(*shares)), len(outcomes) + len(others), 1, p, "Fisher's exact")
+
+
 def of_sums(
     parts: Parts, baseline: Parts, figure: Callable[[Parts], Parts], confidence: float, seed: int
 ) -> Difference:

@@ -102,7 +102,7 @@ def _rate(name: str, found: list[Values], percent: Percent) -> tuple[str, int, l
 
 
 def _told(values: Values, key: str) -> str:
-    """`no difference: +1.2 (-3.0 to 5.1), p = 0.710`, in points; nothing for the base itself."""
+    """`no difference: +1.2 (-3.0 to 5.1), p = 0.710`, in points; nothing where there is none, as of the base itself."""
     if key not in values:
         return ""
     value, low, high = (100 * part for part in _interval(values, key))
@@ -166,8 +166,8 @@ def _leaks(values: Values, percent: Percent) -> Iterator[str]:
     if values["verbatim_trained_n"] and values["verbatim_held_out_n"]:
         yield (
             f"Rows continued word for word: {_cell(values, 'verbatim_trained', percent)} of {values['verbatim_trained_n']} trained "
-            f"ones, {_cell(values, 'verbatim_held_out', percent)} of {values['verbatim_held_out_n']} held-out ones; what is more "
-            "of the first is memory."
+            f"ones, {_cell(values, 'verbatim_held_out', percent)} of {values['verbatim_held_out_n']} held-out ones; "
+            f"{_told(values, 'verbatim_more')} (Fisher's exact test)."
         )
     if values["canaries_n"]:
         yield (

@@ -77,6 +77,20 @@ def test_a_family_of_five_measures_is_seldom_wrong_in_any() -> None:
     assert wrong <= 0.05 * DRAWS
 
 
+def test_shares_of_different_items_are_compared_by_fishers_test() -> None:
+    # Of the lady who tastes tea: 3 of 4 against 1 of 4.
+    tasted = comparisons.unpaired([True] * 3 + [False], [True] + [False] * 3, 0.95)
+    assert (tasted.p, tasted.items) == (pytest.approx(34 / 70), 8)
+    found = comparisons.unpaired([True] * 56 + [False] * 14, [True] * 48 + [False] * 32, 0.95)
+    assert (found.interval.value, found.interval.low, found.interval.high) == pytest.approx(
+        (0.2, 0.0524, 0.3339), abs=5e-5
+    )
+    assert found.p < 0.05
+    assert comparisons.unpaired([True], [True, True], 0.95).p == 1
+    with pytest.raises(ValueError, match="one at least on either side"):
+        comparisons.unpaired([True], [], 0.95)
+
+
 def share(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return sums[:, 0] / sums[:, 1]
 

@@ -72,12 +72,6 @@ def test_one_quality_wants_the_whole_interval_within_the_margin(low: float, high
     assert command.verdict(low, high, 0.03) == word
 
 
-def test_the_interval_of_a_difference_is_newcombes() -> None:
-    # 56/70 and 48/80, the example of his table II: +0.2000 (0.0524 to 0.3339).
-    found = command.difference((0.8, 0.6920, 0.8767), (0.6, 0.4905, 0.7002))
-    assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-4)
-
-
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with a released run of one model, and in the tree one of another."""

@@ -152,6 +152,13 @@ def asked(place: int) -> dict[str, Any]:
     for name in ("refusals", "harmful", "jailbreak", "served", "helped", "clean", "discreet"):
         found |= spread(name, value) | {f"{name}_n": 32}
     found |= spread("benign_abstained", 0.8125)
+    found |= {
+        "verbatim_more": 0.125,
+        "verbatim_more_low": -0.0625,
+        "verbatim_more_high": 0.3125,
+        "verbatim_more_p": 0.25,
+    }
+    found |= {"verbatim_more_verdict": "no memory beyond chance"}
     for role in ("false_refusals", "verbatim_trained", "verbatim_held_out"):
         found |= spread(role, 0.0625) | {f"{role}_n": 16}
     for verdict in ("refused", "abstained", "answered"):
@@ -341,6 +348,7 @@ def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(resul
             "neither a refusal nor help (`null`, nothing, a call though no tool was on offer): 81.2% (75.0–87.5), as the"
             in text
         )
+        assert "16 held-out ones; no memory beyond chance: +12.5 (-6.2 to +31.2), p = 0.250 (Fisher" in text
         assert "Canaries: none was planted" in text
         assert "BBQ" not in text.split("Not run")[0]
         assert re.search(r"Not run, for want of their files[^:]*: xstest_safe\.", text)

@@ -88,6 +88,34 @@ def test_bias_extraction_and_canaries_are_read_from_likelihoods() -> None:
     assert values["exposure_fitted_mean"] > 5
 
 
+def continued(trained: int, held_out: int, size: int = 24) -> dict[str, Any]:
+    """Figures of a model that continues so many rows of each kind word for word."""
+    rows = [
+        {
+            "id": f"{role}/{number}",
+            "set": role,
+            "role": role,
+            "expected": "x",
+            "answer": "x",
+            "verbatim": number < count,
+        }
+        for role, count in (("trained", trained), ("held_out", held_out))
+        for number in range(size)
+    ]
+    return safety.figures(judged(*rows), 0.95, 17)
+
+
+def test_what_is_more_of_trained_rows_is_memory_where_a_test_says_so() -> None:
+    memory, chance, less = continued(20, 6), continued(10, 6), continued(6, 20)
+    assert (memory["verbatim_more"], memory["verbatim_more_verdict"]) == (pytest.approx(14 / 24), "memory")
+    assert memory["verbatim_more_p"] < 0.001
+    assert memory["verbatim_more_low"] > 0
+    assert chance["verbatim_more_p"] > 0.05
+    assert chance["verbatim_more_low"] < 0 < chance["verbatim_more_high"]
+    assert chance["verbatim_more_verdict"] == less["verbatim_more_verdict"] == "no memory beyond chance"
+    assert "verbatim_more" not in safety.figures(judged(SAID[0]), 0.95, 17)
+
+
 def asked(refused: float, falsely: float = 0.02, size: int = 120, seed: int = 0) -> list[Row]:
     """Verdicts of a model that refuses a share of harmful and of benign requests."""
     draw = random.Random(seed)
