@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from temper import cost, intervals, params
-from temper.cost import Cost
+from temper.cost import Serving
 
 TREE = "this tree"
 TEST = "data/mix/test.jsonl"
@@ -31,7 +31,7 @@ class Run:
     model: str
     hardware: str
     """The machine that was measured."""
-    costs: Cost
+    costs: Serving
     exact: tuple[float, float, float]
     """Share of exact answers: value, low, high."""
     test: str
@@ -54,7 +54,9 @@ def read(name: str) -> Run:
     """What a revision, or the tree, has of it; exits naming what it lacks."""
     settings = OmegaConf.create(text(name, "params.yaml"))
     assert isinstance(settings, DictConfig)
-    costs = params.fitted(settings, "cost", Cost, f"{name}: params.yaml")
+    # What training takes is not asked here, and a revision may be from before `power` was.
+    settings.get("cost", {}).pop("power", None)
+    costs = params.fitted(settings, "cost", Serving, f"{name}: params.yaml")
     costs.check()
     scores = json.loads(text(name, f"reports/evaluate/{settings.recipe.release}.json"))
     # A revision from before `served` was there measured all that it had a section for.

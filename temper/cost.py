@@ -37,7 +37,7 @@ class Api:
 
 
 @dataclass
-class Cost:
+class Serving:
     price: Price
     """Of the device that serves."""
     utilisation: float
@@ -45,8 +45,6 @@ class Cost:
     apis: dict[str, Api]
     margin: float
     """By how much the scores of two models of one quality may differ."""
-    power: Power
-    """Of the device that trains."""
 
     def check(self) -> None:
         if not 0 < self.utilisation <= 1:
@@ -55,12 +53,18 @@ class Cost:
             )
 
 
+@dataclass
+class Cost(Serving):
+    power: Power
+    """Of the device that trains."""
+
+
 def levels(report: Values) -> list[int]:
     """The concurrencies that a report of `bench` has, in order."""
     return sorted(int(match[1]) for key in report if (match := RATE.fullmatch(key)))
 
 
-def served(report: Values, concurrency: int, cost: Cost) -> float:
+def served(report: Values, concurrency: int, cost: Serving) -> float:
     """Dollars for a million output tokens at a concurrency; what their prompts took of the time is in it."""
     tokens_an_hour = HOUR * report[f"c{concurrency}_tokens_per_second"] * cost.utilisation
     return float(1e6 * cost.price.hour / tokens_an_hour)

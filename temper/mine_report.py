@@ -64,10 +64,11 @@ def pictures(
 
 
 def by_day(exchanges: Sequence[Exchange], found: Sequence[Prompt]) -> dict[str, dict[str, int]]:
-    """Chats of prompts that failed, and of others, by day."""
+    """Chats of prompts that failed, and of others, by day; without the year where there is but one."""
     failed = {prompt.first.prompt for prompt in found if prompt.faults}
-    days = list(dict.fromkeys(one.time.date().isoformat()[5:] for one in exchanges))
-    counts = Counter((one.prompt in failed, one.time.date().isoformat()[5:]) for one in exchanges)
+    form = "%m-%d" if len({one.time.year for one in exchanges}) == 1 else "%Y-%m-%d"
+    days = list(dict.fromkeys(one.time.strftime(form) for one in exchanges))
+    counts = Counter((one.prompt in failed, one.time.strftime(form)) for one in exchanges)
     return {
         name: {day: counts[of, day] for day in days}
         for name, of in (("others", False), ("of prompts that failed", True))

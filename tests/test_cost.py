@@ -131,6 +131,21 @@ def test_scores_on_other_test_rows_are_not_compared(tree: Path, capsys: pytest.C
     assert f"this tree and v1.0.0: {command.OTHER}\n" in capsys.readouterr().out
 
 
+def test_a_revision_from_before_power_was_asked_is_read(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = json_of((tree / "params.yaml").read_text())
+    del settings["cost"]["power"]
+    (tree / "params.yaml").write_text(json.dumps(settings))
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for given in (["add", "--all"], ["commit", "-qm", "old"], ["tag", "old"]):
+        subprocess.run([*git, *given], check=True)
+    command.main(["old"])
+    assert "this tree and old: one quality: +0.0 points" in capsys.readouterr().out
+    del settings["cost"]
+    (tree / "params.yaml").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match=r"^this tree: params\.yaml: no section 'cost'"):
+        command.main([])
+
+
 def test_a_revision_that_has_no_run_is_named(tree: Path) -> None:
     with pytest.raises(SystemExit, match=r"^v9: .*name a revision whose run has ended"):
         command.main(["v9"])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from temper import (
     labelling,
     likeness,
     metrics,
+    mine_report,
     mining,
     params,
     records,
@@ -173,6 +175,13 @@ def test_the_report_has_its_pictures(site: Path) -> None:
         assert "currentColor" not in picture
     assert "**major drift**" in text
     assert f"| thumbs down | {values['fault_thumbs_down']} |" in text
+
+
+def test_days_of_different_years_are_different_days() -> None:
+    days = [datetime(2025, 3, 1, tzinfo=UTC), datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 3, 2, tzinfo=UTC)]
+    exchanges = [exchange(time=day, id=str(number)) for number, day in enumerate(days)]
+    assert mine_report.by_day(exchanges, [])["others"] == {"2025-03-01": 1, "2026-03-01": 1, "2026-03-02": 1}
+    assert mine_report.by_day(exchanges[1:], [])["others"] == {"03-01": 1, "03-02": 1}
 
 
 TOOL = {"name": "sum", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}
