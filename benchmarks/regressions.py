@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from scripts import evaluate
 from scripts import gate as stage
 from scripts.evaluate import Evaluate
-from temper import gate, graph, metrics, params, recipe, records, released, safety_matrix
+from temper import evaluation_figures, gate, graph, metrics, params, recipe, records, released, safety_matrix
 from temper.gate import FAILED, Limit
 from temper.records import Row
 from temper.refusals import ANSWERED, REFUSED
@@ -95,7 +94,7 @@ def worsen(name: str, suffix: str, measure: str, share: float) -> None:
     records.write(path, worse)
     if not suffix:
         cfg, report = params.load("evaluate", Evaluate), f"reports/evaluate/{name}.json"
-        metrics.write(report, metrics.read(report) | evaluate.summary(worse, cfg.confidence, cfg.seed))
+        metrics.write(report, metrics.read(report) | evaluation_figures.summary(worse, cfg.confidence, cfg.seed))
 
 
 def endanger(name: str, base: str, measure: str, change: Row, share: float) -> None:

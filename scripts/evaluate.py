@@ -6,7 +6,6 @@ Writes  data/evaluate/<variant>.{jsonl,yaml} (samples, what was run), data/evalu
 """
 
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ import yaml
 from temper import (
     benchmark_scores,
     benchmark_tasks,
+    evaluation_figures,
     harness,
-    intervals,
     metrics,
     params,
     record,
@@ -95,78 +94,15 @@ def prepared(cfg: Evaluate) -> tuple[Asked, dict[str, list[Row]]]:
 
 def measured(found: Evaluation, asked: Asked, chosen: Mapping[str, Sequence[Row]], cfg: Evaluate) -> Row:
     """Every metric of the variant; exits where two are of one name."""
-    parts: list[Row] = [summary(found.samples, cfg.confidence, cfg.seed)]
-    parts.append(frozen(found.golden, cfg.confidence, cfg.seed))
-    parts += [perplexity(task, found.likelihoods, cfg.confidence, cfg.seed) for task in asked.texts]
+    parts: list[Row] = [evaluation_figures.summary(found.samples, cfg.confidence, cfg.seed)]
+    parts.append(evaluation_figures.frozen(found.golden, cfg.confidence, cfg.seed))
+    for task in asked.texts:
+        parts.append(evaluation_figures.perplexity(task, found.likelihoods, cfg.confidence, cfg.seed))
     answers = {one["id"]: Answered(one["reference"], one["output"]) for one in found.answers}
     for own in cfg.tasks:
         of = [answers[row["id"]] for row in chosen[own.name] if row["id"] in answers]
         parts.append(task_metrics.summary(own, of, cfg.confidence, cfg.seed))
-    return joined([*parts, benchmark_scores.summary(found.benchmarks, cfg.confidence, cfg.seed)])
-
-
-def joined(parts: Sequence[Row]) -> Row:
-    """All of them; exits naming a metric that two of them have, such as `call_n` of a task named call."""
-    values: Row = {}
-    for part in parts:
-        if shared := sorted(values.keys() & part.keys()):
-            raise SystemExit(
-                f"evaluate: two metrics are named {shared[0]}: rename the task or the benchmark that has it (conf/evaluate)"
-            )
-        values |= part
-    return values
-
-
-def summary(samples: list[Row], confidence: float, seed: int) -> dict[str, float]:
-    """Every rate with its interval: overall, where a call is right, where `null` is, among several tools, and by category.
-
-    A category's name, which is the user's, stands last (`exact_in_low`, `exact_low_in_low`), so that none takes another's place.
-    """
-    call = [one for one in samples if one["gold"] is not None]
-    null = [one for one in samples if one["gold"] is None]
-    values: dict[str, float] = {"n": len(samples), "call_n": len(call), "null_n": len(null)}
-    several = [one for one in samples if "choose" in one]
-    for name in ("exact", "valid_json", "abstain"):
-        values |= rate(name, samples, name, confidence)
-    values |= rate("call_exact", call, "exact", confidence) | rate("call_abstain", call, "abstain", confidence)
-    values |= rate("null_exact", null, "exact", confidence) | rate("null_abstain", null, "abstain", confidence)
-    for name in ("choose", "choose_norm"):
-        values |= {"choose_n": len(several)} | rate(name, several, name, confidence)
-    values |= share("argument_f1", samples, "argument_f1", confidence, seed)
-    for category, count in Counter(one["category"] for one in samples).items():
-        members = [one for one in samples if one["category"] == category]
-        found = rate("exact", members, "exact", confidence)
-        values |= {f"{name}_in_{category}": value for name, value in ({"n": count} | found).items()}
-    return values
-
-
-def frozen(samples: list[Row], confidence: float, seed: int) -> dict[str, float]:
-    """`golden_…`: what the gate compares with the last release."""
-    values: dict[str, float] = {"golden_n": len(samples)}
-    for name in ("exact", "valid_json"):
-        values |= rate(f"golden_{name}", samples, name, confidence)
-    return values | share("golden_argument_f1", samples, "argument_f1", confidence, seed)
-
-
-def perplexity(task: str, likelihoods: list[Row], confidence: float, seed: int) -> dict[str, float]:
-    """Bits a byte, which compare across tokenizers, and perplexity a token: 2 to the power of its bits (Jelinek et al. 1977)."""
-    found = [one for one in likelihoods if one["task"] == task]
-    bits, size, tokens = ([one[key] for one in found] for key in ("bits", "bytes", "tokens"))
-    values = intervals.ratio(f"{task}_perplexity", bits, tokens, confidence, seed)
-    values = {key: 2**value for key, value in values.items()} | {f"{task}_n": len(found)}
-    return values | intervals.ratio(f"{task}_bits_per_byte", bits, size, confidence, seed)
-
-
-def rate(name: str, samples: list[Row], measure: str, confidence: float) -> dict[str, float]:
-    return intervals.rate(name, [one[measure] for one in samples], confidence)
-
-
-def share(name: str, samples: list[Row], measure: str, confidence: float, seed: int) -> dict[str, float]:
-    """The mean of scores in [0, 1]: of all or nothing Wilson's interval, for where all are alike a bootstrap finds no spread."""
-    scores = [float(one[measure]) for one in samples]
-    if set(scores) <= {0.0, 1.0}:
-        return intervals.rate(name, [score == 1 for score in scores], confidence)
-    return intervals.mean(name, scores, confidence, seed)
+    return evaluation_figures.joined([*parts, benchmark_scores.summary(found.benchmarks, cfg.confidence, cfg.seed)])
 
 
 if __name__ == "__main__":

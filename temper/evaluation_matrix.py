@@ -16,8 +16,8 @@ from temper.recipe import Recipe
 from temper.records import Row
 from temper.task_metrics import Answered, Task
 
-# Of rows with a gold call: the key of a row's score, and whether a call is right there (None: either). `choose` is of the rows that
-# have it: those with several tools.
+# Of rows with a gold call or null: the key of a row's score, and whether a call is right there (None: either). `choose` is of those
+# with several tools.
 MEASURES = {
     "exact": ("exact", None),
     "call_exact": ("exact", True),

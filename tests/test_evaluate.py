@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from scripts import evaluate
-from temper import calls, forgetting, harness, params, records, vllm
+from temper import calls, evaluation_figures, forgetting, harness, params, records, vllm
 from temper.records import Row
 from temper.task_metrics import Task
 
@@ -218,7 +218,7 @@ def test_the_summary_separates_calls_from_null_and_counts_each_category() -> Non
     chose: Row = {"choose": True, "choose_norm": False}
     wrong = sample(GOLD, exact=False, argument_f1=0.5, abstain=False, **chose)
     samples = [sample(GOLD), wrong, sample(None, "irrelevance", exact=False)]
-    values = evaluate.summary(samples, 0.95, seed=1)
+    values = evaluation_figures.summary(samples, 0.95, seed=1)
     assert (values["n"], values["call_n"], values["null_n"]) == (3, 2, 1)
     assert values["exact"] == pytest.approx(1 / 3)
     assert (values["call_exact"], values["null_exact"]) == (0.5, 0.0)
@@ -243,7 +243,7 @@ def test_the_summary_separates_calls_from_null_and_counts_each_category() -> Non
 def test_no_category_s_name_takes_the_place_of_another_figure() -> None:
     whole = [sample(GOLD, "x"), sample(GOLD, "x", exact=False)]
     named = [sample(GOLD, name, exact=False) for name in ("low", "high", "x_low", "in_x", "low_in_x", "_low")]
-    before, after = (evaluate.summary(samples, 0.95, seed=1) for samples in (whole, [*whole, *named]))
+    before, after = (evaluation_figures.summary(samples, 0.95, seed=1) for samples in (whole, [*whole, *named]))
     assert after["exact_low"] < after["exact"] < after["exact_high"] < 1
     assert {key: after[key] for key in before if key.endswith("_in_x")} == {
         key: before[key] for key in before if key.endswith("_in_x")
@@ -256,19 +256,19 @@ def test_no_category_s_name_takes_the_place_of_another_figure() -> None:
 
 def test_a_task_that_would_take_the_place_of_another_figure_is_named() -> None:
     with pytest.raises(SystemExit, match=r"^evaluate: two metrics are named call_n: rename the task"):
-        evaluate.joined([{"call_n": 1, "n": 2}, {"call_n": 3}])
+        evaluation_figures.joined([{"call_n": 1, "n": 2}, {"call_n": 3}])
 
 
 def test_arguments_that_are_all_wrong_are_known_no_better_than_answers_that_are() -> None:
-    values = evaluate.summary([sample(GOLD, exact=False, argument_f1=0.0)] * 20, 0.95, seed=1)
+    values = evaluation_figures.summary([sample(GOLD, exact=False, argument_f1=0.0)] * 20, 0.95, seed=1)
     assert values["argument_f1"] == values["argument_f1_low"] == 0
     assert values["argument_f1_high"] == values["exact_high"] > 0.1
 
 
 def test_golden_rows_have_figures_of_their_own_and_may_be_none() -> None:
-    values = evaluate.frozen([sample(GOLD), sample(None, exact=False)], 0.95, seed=1)
+    values = evaluation_figures.frozen([sample(GOLD), sample(None, exact=False)], 0.95, seed=1)
     assert (values["golden_n"], values["golden_exact"], values["golden_valid_json"]) == (2, 0.5, 1.0)
-    assert evaluate.frozen([], 0.95, seed=1)["golden_n"] == 0
+    assert evaluation_figures.frozen([], 0.95, seed=1)["golden_n"] == 0
 
 
 def likelihoods(*bits: float) -> list[Row]:
@@ -277,7 +277,7 @@ def likelihoods(*bits: float) -> list[Row]:
 
 
 def test_perplexity_is_by_the_token_and_bits_by_the_byte() -> None:
-    values = evaluate.perplexity("general", [*likelihoods(8, 16, 12), {"task": "domain"}], 0.95, seed=1)
+    values = evaluation_figures.perplexity("general", [*likelihoods(8, 16, 12), {"task": "domain"}], 0.95, seed=1)
     assert values["general_n"] == 3
     assert values["general_perplexity"] == pytest.approx(2**3)
     assert values["general_bits_per_byte"] == pytest.approx(1.2)
@@ -289,7 +289,7 @@ def test_forgetting_is_paired() -> None:
     hard_and_easy = [float(bits) for bits in range(10, 60)]
     before, after = likelihoods(*hard_and_easy), likelihoods(*(bits + 1 for bits in hard_and_easy))
     assert forgetting.change(before, after[::-1]) == pytest.approx((0.1, 0.1, 0.1))
-    unpaired = evaluate.perplexity("general", before, 0.95, seed=1)
+    unpaired = evaluation_figures.perplexity("general", before, 0.95, seed=1)
     assert unpaired["general_bits_per_byte_high"] - unpaired["general_bits_per_byte_low"] > 0.5
     with pytest.raises(SystemExit, match="dvc repro evaluate"):
         forgetting.change(before, after[1:])
