@@ -3,17 +3,18 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from temper import offline_guard, structured
+from temper import offline_guard, request_text, structured
 from temper.exposition import Series
 from temper.guard import ALLOWED, FAILED, Asked, Finding, Lexical
 from temper.log_pipe import LogPipe
+from temper.offline_guard import OfflineGuard
 from temper.replies import DATA, DONE, END, Streamed, Whole
 from temper.serving import Limits, Serve
 
@@ -41,7 +42,6 @@ KEPT = {
     ),
     *("top_p", "top_k", "n", "seed", "stop", "stream", "presence_penalty", "frequency_penalty"),
 }
-UNREADABLE = ("prompt_embeds", "prompt_token_ids")
 OWN_ID = "request_id"  # of a caller: it would make two requests one in the log, and be kept there unscrubbed
 
 
@@ -111,7 +111,7 @@ class Exchange:
         self._request = parsed(body)
         shows_usage = bool((self._request.get("stream_options") or {}).get("include_usage"))
         request = self._fitted(limits)
-        await self._check_request(request)
+        await self._check_request()
         is_vetted = self._shared.asked is not None and self._shared.cfg.guard.output
         lexical = self._shared.lexical if self._shared.cfg.guard.output else None
         self._reply = Streamed(lexical, shows_usage, is_vetted) if request.get("stream") else Whole(lexical)
@@ -135,19 +135,20 @@ class Exchange:
             raise Refused(400, "invalid_value", str(error)) from None
         return request
 
-    async def _check_request(self, request: dict[str, Any]) -> None:
+    async def _check_request(self) -> None:
         guard = self._shared.cfg.guard
         if not guard.input:
             return
-        if any(request.get(name) is not None for name in UNREADABLE) or any_number(request.get("prompt")):
-            raise Refused(400, "invalid_value", "the guard reads text: send no token ids and no embeddings")
+        if not request_text.is_read(self._request):
+            raise Refused(
+                400, "invalid_value", "the guard reads text: send no token ids, embeddings, pictures or sound"
+            )
         started = time.perf_counter()
-        found = next((one for text in readings(self._request) if (one := self._shared.lexical.find(text))), None)
-        if found is None and (classifier := self._shared.classifier):
-            said = (turn["content"] for turn in conversation(request) if turn["role"] == "user")
-            found = next((one for text in said if (one := classifier.find(text))), None)
+        found = first(self._shared.lexical, request_text.readings(self._request))
+        if found is None and self._shared.classifier:
+            found = first(self._shared.classifier, request_text.passages(self._request))
         if found is None and self._shared.asked:
-            found = await self._shared.asked.find(conversation(request))
+            found = await self._shared.asked.find([request_text.question(self._request)])
         self._guard_seconds += time.perf_counter() - started
         if self._objects(found):
             raise Refused(400, "content_filter", "the request was blocked by the guard")
@@ -229,7 +230,7 @@ class Exchange:
             self._first = started
         asked = self._shared.asked
         if asked and found is None and reply.unvetted() >= (self._window() if more and not reply.reasons else 1):
-            found = await asked.find([*conversation(self._request), answered(reply.texts())])
+            found = await asked.find([request_text.question(self._request), answered(reply.texts())])
             reply.vet()
         self._guard_seconds += time.perf_counter() - started
         try:
@@ -253,7 +254,8 @@ class Exchange:
         if self._status < 400:
             found = reply.end()
             if found is None and self._shared.asked and self._shared.cfg.guard.output and reply.texts():
-                found = await self._shared.asked.find([*conversation(self._request), answered(reply.texts())])
+                turns = [request_text.question(self._request), answered(reply.texts())]
+                found = await self._shared.asked.find(turns)
             self._guard_seconds += time.perf_counter() - started
         try:
             if self._shared.cfg.guard.output and self._status < 400 and self._objects(found):
@@ -422,54 +424,14 @@ def at_most(request: dict[str, Any], name: str, most: int) -> None:
         raise ValueError(f"{name}: expected a number of at most {most}")
 
 
-def strings(value: Any) -> Iterator[str]:
-    """Every string in a request, keys too: whatever reaches the model is among them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            yield from strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from strings(inner)
-
-
-def readings(request: dict[str, Any]) -> Iterator[str]:
-    """Every string, and every turn whose parts the engine joins: what is blocked may be split over them."""
-    yield from strings(request)
-    yield from (turned(message) for message in request.get("messages", ()) if isinstance(message.get("content"), list))
-
-
-def turned(message: dict[str, Any]) -> str:
-    """The text of a turn, whose parts the engine joins by line ends."""
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [{"text": content}]
-    return "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+def first(guard: Lexical | OfflineGuard, texts: Iterable[str]) -> Finding | None:
+    """What a guard blocks first in any of the texts."""
+    return next((found for text in texts if (found := guard.find(text))), None)
 
 
 def is_scrubbable(name: str, value: Any) -> bool:
     """Whether the log may keep a field: token ids say what no scrubbing finds."""
-    return name != "prompt" or not any_number(value)
-
-
-def any_number(prompt: Any) -> bool:
-    """Whether a prompt is token ids."""
-    if isinstance(prompt, list):
-        return any(any_number(one) for one in prompt)
-    return isinstance(prompt, int)
-
-
-def conversation(request: dict[str, Any]) -> list[dict[str, str]]:
-    """The turns of the caller and the model, as a guard model reads them."""
-    if "messages" not in request:
-        return [{"role": "user", "content": "\n".join(strings(request.get("prompt") or ""))}]
-    turns = []
-    for message in request["messages"]:
-        text = turned(message)
-        if message.get("role") in ("user", "assistant") and text:
-            turns.append({"role": str(message["role"]), "content": text})
-    return turns or [{"role": "user", "content": ""}]
+    return name != "prompt" or not request_text.has_ids(value)
 
 
 def answered(texts: list[str]) -> dict[str, str]:

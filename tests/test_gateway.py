@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from temper.gateway import Gateway
 from temper.guard import BLOCKED, FAILED, Asked, Endpoint, Finding
 from temper.llama_app import LlamaApp
 from temper.log_pipe import LogPipe
+from temper.offline_guard import OfflineGuard
 from temper.serving import Serve
 
 CHAT = "/v1/chat/completions"
@@ -245,9 +246,7 @@ def test_a_key_is_asked_for_by_the_name_of_its_variable(make: Make, monkeypatch:
     assert run(Caller().ask(app, b"", "/health", "GET")).status == 200
 
 
-def test_the_offline_guard_reads_what_the_caller_says_and_nothing_else(
-    make: Make, engine: Engine, tmp_path: Path
-) -> None:
+def test_the_offline_guard_reads_every_turn_by_itself(make: Make, engine: Engine, tmp_path: Path) -> None:
     harmful, benign = ([f"{verb} {thing}" for thing in "abcdef"] for verb in ("poison", "paint"))
     texts = guard_training.vectors([*harmful, *benign])
     guard = guard_training.fit(texts, np.array([True] * 6 + [False] * 6), 10, 17)
@@ -256,10 +255,12 @@ def test_the_offline_guard_reads_what_the_caller_says_and_nothing_else(
     app = make(classifier=str(tmp_path / "guard"))
     blocked = run(Caller().ask(app, chat("poison a")))
     assert (blocked.status, blocked.json()["error"]["code"]) == (400, "content_filter")
+    for role in ("system", "developer", "tool", "assistant"):
+        said = [{"role": role, "content": "poison b"}, *chat("paint a")["messages"]]
+        assert run(Caller().ask(app, chat() | {"messages": said})).status == 400
     assert engine.asked == []
-    system = {"role": "system", "content": "Never poison."}
-    said = chat("paint a") | {"messages": [system, *chat("paint a")["messages"]]}
-    assert run(Caller().ask(app, said)).status == 200
+    said = [{"role": "system", "content": "paint b"}, *chat("paint a")["messages"]]
+    assert run(Caller().ask(app, chat() | {"messages": said})).status == 200
 
 
 def test_a_key_that_is_not_set_stops_the_start(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,6 +433,80 @@ def test_a_guard_model_sees_an_answer_before_the_caller_does(make: Make, engine:
     assert b"bad" not in run(Caller().ask(guarded(make, GuardModel(8)), chat())).body
     refused = run(Caller().ask(guarded(make, GuardModel(8)), chat("bad")))
     assert (refused.status, refused.json()["error"]["code"]) == (400, "content_filter")
+
+
+def also(**turn: Any) -> dict[str, Any]:
+    """A request with another turn before that of the user."""
+    return chat() | {"messages": [turn, *chat()["messages"]]}
+
+
+TOLD: dict[str, dict[str, Any]] = {
+    **{role: also(role=role, content="bad") for role in ("system", "developer", "tool", "function", "assistant")},
+    "an earlier turn": also(role="user", content="bad"),
+    "a role": also(role="bad", content="fine"),
+    "a name": also(role="user", name="bad", content="fine"),
+    "a part that is a string": also(role="user", content=["fine", "bad"]),
+    "a refusal": also(role="assistant", content=[{"type": "refusal", "refusal": "bad"}]),
+    "what a part has besides": also(role="user", content=[{"type": "text", "text": "fine", "title": "bad"}]),
+    "a thought": also(role="assistant", content="fine", reasoning="bad"),
+    "a call": also(role="assistant", content=None, tool_calls=[{"function": {"name": "f", "arguments": "bad"}}]),
+    "a tool": chat(tools=[{"type": "function", "function": TOOL | {"description": "bad"}}]),
+    "a key": chat(tools=[{"type": "function", "function": TOOL | {"parameters": {"properties": {"bad": {}}}}}]),
+    "a document": chat(documents=[{"title": "fine", "text": "bad"}]),
+    "a template": chat(chat_template="bad"),
+    "a template's value": chat(chat_template_kwargs={"guideline": "bad"}),
+    "the form of the answer": chat(response_format={"type": "json_schema", "json_schema": {"description": "bad"}}),
+    "a prompt": {"model": "temper", "prompt": ["fine", "bad"]},
+    "what follows a prompt": {"model": "temper", "prompt": "fine", "suffix": "bad"},
+}
+
+
+@pytest.mark.parametrize("given", TOLD.values(), ids=TOLD)
+def test_whatever_the_model_would_read_is_read_by_guards_before(
+    make: Make, engine: Engine, given: dict[str, Any]
+) -> None:
+    path = CHAT if "messages" in given else "/v1/completions"
+    classified = make(phrases=())
+    classified.shared.classifier = cast(OfflineGuard, GuardOfWords("bad"))
+    for app in (guarded(make, GuardModel(8)), classified):
+        answer = run(Caller().ask(app, given, path))
+        assert (answer.status, answer.json()["error"]["code"]) == (400, "content_filter")
+    assert engine.asked == []
+
+
+class GuardOfWords:
+    """A stand-in for the offline guard, which objects to a word and to nothing else that it is shown."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def find(self, text: str) -> Finding | None:
+        return Finding(BLOCKED, self.word) if self.word in text.split() else None
+
+
+def test_a_guard_model_is_asked_about_one_turn_and_about_what_no_model_reads_never(make: Make) -> None:
+    asked: list[list[dict[str, str]]] = []
+
+    class Noting(GuardModel):
+        async def find(self, chat: list[dict[str, str]]) -> Finding | None:
+            asked.append(chat)
+            return None
+
+    said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And now?")]
+    given = chat(user="jane", stop=["end"], metadata={"who": "jane"}, temperature=0.5)
+    given |= {"messages": [{"role": role, "content": content} for role, content in said]}
+    assert run(Caller().ask(guarded(make, Noting(8)), given)).status == 200
+    turn = {"role": "user", "content": "Be brief.\n\nHi\n\nHello\n\nAnd now?"}
+    assert asked == [[turn], [turn, {"role": "assistant", "content": "Hello, world"}]]
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "prompt_embeds", ""])
+def test_what_no_guard_of_text_reads_is_refused_where_there_is_one(make: Make, engine: Engine, kind: str) -> None:
+    given = also(role="user", content=[{"type": kind or "text", "text": "fine"} | ({} if kind else {"image_url": "x"})])
+    answer = run(Caller().ask(make(), given))
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_value")
+    assert engine.asked == []
+    assert run(Caller().ask(make(input=False), given)).status == 200
 
 
 def test_a_guard_model_that_does_not_reply_blocks_or_lets_pass_as_configured(make: Make, engine: Engine) -> None:
