@@ -3,8 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CLOSE = {"connection": "close"}
 READ_ON = 16  # times as large as allowed, beyond which a body is not read to its end
+ARRIVING = 1 << 28  # bytes of all bodies on their way together, beyond which one that is not small is refused
+SMALL = 1 << 16
 MAX_NESTING = 100  # of a body: far above any request, and below what orjson writes (254) and what recursion allows
 GONE = 499  # nginx's status of a caller who left
 # What the log keeps of a request. The rest may name a person (user, metadata) or changes no answer.
@@ -89,24 +91,33 @@ class Exchange:
         self._guard_seconds = 0.0
 
     async def run(self) -> None:
-        series, limits = self._shared.series, self._shared.cfg.limits
-        if series.active >= limits.concurrent + limits.queued:
-            await self._refuse(
-                Refused(429, "too_many_requests", f"{series.active} requests are under way: try again", self._later())
-            )
-            self._account()
-            return
-        series.active += 1
         try:
-            await self._answer(limits)
+            self._require_place()
+            # A caller who sends slowly takes no place meanwhile.
+            body = await body_of(self._scope, self._receive, self._shared.cfg.limits, self._shared.series)
+            with self._place():
+                await self._answer(body, self._shared.cfg.limits)
         except Refused as refused:
             await self._refuse(refused)
         finally:
-            series.active -= 1
             self._account()
 
-    async def _answer(self, limits: Limits) -> None:
-        body = await body_of(self._scope, self._receive, limits)
+    def _require_place(self) -> None:
+        active, limits = self._shared.series.active, self._shared.cfg.limits
+        if active >= limits.concurrent + limits.queued:
+            raise Refused(429, "too_many_requests", f"{active} requests are under way: try again", self._later())
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of those that may run or wait."""
+        self._require_place()
+        self._shared.series.active += 1
+        try:
+            yield
+        finally:
+            self._shared.series.active -= 1
+
+    async def _answer(self, body: bytes, limits: Limits) -> None:
         self._shared.series.bytes["in"] += len(body)
         self._request = parsed(body)
         shows_usage = bool((self._request.get("stream_options") or {}).get("include_usage"))
@@ -352,7 +363,7 @@ class Exchange:
         }
 
 
-async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
+async def body_of(scope: Scope, receive: Receive, limits: Limits, series: Series) -> bytes:
     """The whole body; refused when it is larger than allowed or does not arrive in time.
 
     One that is somewhat too large is read to its end and not kept: a caller who still sends would not read the refusal.
@@ -362,23 +373,42 @@ async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     length = dict(scope["headers"]).get(b"content-length", b"0")
     if length.isdigit() and int(length) > READ_ON * most:
         raise too_large
-    parts, size, more = [], 0, True
     try:
         async with asyncio.timeout(limits.body_seconds):
-            while more and size <= READ_ON * most:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refused(GONE, "gone", "the caller left")
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                more = message.get("more_body", False)
-                if size > most:
-                    parts.clear()
+            parts, size = await arrived(receive, limits, series)
     except TimeoutError:
         raise Refused(408, "body_timeout", f"the body took longer than {limits.body_seconds:g} s", CLOSE) from None
     if size > most:
         raise too_large
     return b"".join(parts)
+
+
+async def arrived(receive: Receive, limits: Limits, series: Series) -> tuple[list[bytes], int]:
+    """The pieces of a body and its size, without those of one that is too large; refused where all on their way are too much.
+
+    A small one always finds room, so that those who send much, and slowly, keep nobody else out.
+    """
+    parts: list[bytes] = []
+    size, held, more = 0, 0, True
+    try:
+        while more and size <= READ_ON * limits.body_bytes:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(GONE, "gone", "the caller left")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            more = message.get("more_body", False)
+            if size > limits.body_bytes:
+                parts.clear()
+            series.arriving -= held
+            held = size if parts else 0
+            series.arriving += held
+            if held > SMALL and series.arriving > ARRIVING:
+                later = CLOSE | {"retry-after": str(limits.retry_after)}
+                raise Refused(429, "too_many_requests", "too much is being sent at once: try again", later)
+    finally:
+        series.arriving -= held
+    return parts, size
 
 
 def parsed(body: bytes) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Series:
         self.guard_seconds = 0.0
         self.guard_buckets = [0] * (len(BOUNDS) + 1)
         self.active = 0
+        self.arriving = 0
+        """Bytes of bodies on their way."""
         self.logged = 0
         self.dropped = 0
         self.thumbs: Counter[str] = Counter()
@@ -71,6 +73,9 @@ class Series:
         yield CounterMetricFamily("temper_log_records", "Records handed to the log.", self.logged)
         yield CounterMetricFamily("temper_log_dropped", "Records dropped because the log was behind.", self.dropped)
         yield GaugeMetricFamily("temper_requests_active", "Requests under way.", self.active)
+        yield GaugeMetricFamily(
+            "temper_bytes_arriving", "Bytes of requests that have not arrived whole.", self.arriving
+        )
         if self.scores:
             mean = sum(self.scores) / len(self.scores)
             yield GaugeMetricFamily("temper_judge_score", f"Mean of the last {SCORES} scores of answers.", mean)

@@ -67,7 +67,7 @@ class Gateway:
     async def _pass(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         """To the engine as it is, but for the size of its body."""
         try:
-            body = await body_of(scope, receive, limits)
+            body = await body_of(scope, receive, limits, self.shared.series)
         except Refused as refused:
             await self._refuse(send, refused)
             return
@@ -80,7 +80,7 @@ class Gateway:
 
     async def _feedback(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            record = feedback(parsed(await body_of(scope, receive, self.shared.cfg.limits)))
+            record = feedback(parsed(await body_of(scope, receive, self.shared.cfg.limits, self.shared.series)))
         except Refused as refused:
             await self._refuse(send, refused)
             return

@@ -18,7 +18,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands.compose import composed
-from temper import calls, guard_training, log_pipe, offline_guard, params, serving
+from temper import calls, exchange, guard_training, log_pipe, offline_guard, params, serving
 from temper.exchange import GONE, Message, Receive, Scope, Send, Shared, respond
 from temper.exposition import Series
 from temper.gateway import Gateway
@@ -338,6 +338,60 @@ def test_a_request_that_does_not_arrive_is_given_up(make: Make) -> None:
 
     asyncio.run(app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, never, send))
     assert answers[0]["status"] == 408
+
+
+def begun(app: Gateway, piece: bytes) -> "asyncio.Task[list[Message]]":
+    """A request of which a piece came and nothing after it."""
+    pieces = iter([{"type": "http.request", "body": piece, "more_body": True}])
+    answers: list[Message] = []
+
+    async def receive() -> Message:
+        for one in pieces:
+            return one
+        await asyncio.sleep(3600)
+        return {}
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    async def asked() -> list[Message]:
+        await app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
+        return answers
+
+    return asyncio.ensure_future(asked())
+
+
+def test_those_who_send_slowly_keep_no_places(make: Make) -> None:
+    app = make(concurrent=1, queued=0, body_seconds=0.5)
+
+    async def both() -> Answer:
+        slow = [begun(app, b"{") for _ in range(5)]
+        await asyncio.sleep(0.05)
+        answer = await Caller().ask(app, chat())
+        assert [messages[0]["status"] for messages in await asyncio.gather(*slow)] == [408] * 5
+        return answer
+
+    assert run(both()).status == 200
+    assert app.shared.series.requests == {"200": 1, "408": 5}
+    assert app.shared.series.arriving == 0
+
+
+def test_large_bodies_on_their_way_keep_no_small_one_out(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "ARRIVING", 250_000)
+    app = make(body_seconds=0.5)
+
+    async def all_() -> Answer:
+        slow = [begun(app, b" " * 100_000) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        answer = await Caller().ask(app, chat())
+        ends = [messages[0] for messages in await asyncio.gather(*slow)]
+        assert sorted(end["status"] for end in ends) == [408, 408, 429]
+        assert all((b"connection", b"close") in end["headers"] for end in ends)
+        return answer
+
+    assert run(all_()).status == 200
+    assert app.shared.series.arriving == 0
+    assert run(Caller().ask(app, chat("x" * 100_000))).status == 200
 
 
 def test_one_more_than_may_wait_is_told_to_come_again(make: Make, engine: Engine) -> None:
