@@ -44,7 +44,8 @@ KEPT = {
     ),
     *("top_p", "top_k", "n", "seed", "stop", "stream", "presence_penalty", "frequency_penalty"),
 }
-OWN_ID = "request_id"  # of a caller: it would make two requests one in the log, and be kept there unscrubbed
+# By which an engine calls its answer. A caller's own would make two requests one in the log, and be kept there unscrubbed.
+OWN_ID = "request_id"
 
 
 class Refused(Exception):
@@ -75,6 +76,7 @@ class Shared:
 class Exchange:
     def __init__(self, shared: Shared, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         self._shared, self._app, self._scope = shared, app, scope
+        self._id = issued(shared.revision)
         self._receive, self._raw_send = receive, send
         self._begun = time.perf_counter()
         self._first: float | None = None
@@ -131,7 +133,7 @@ class Exchange:
     def _fitted(self, limits: Limits) -> dict[str, Any]:
         """The request as the engine gets it; refused when it asks for too much."""
         try:
-            request = {key: value for key, value in self._request.items() if key != OWN_ID}
+            request = self._request | {OWN_ID: self._id}
             for name in ("n", "best_of"):
                 at_most(request, name, limits.choices)
             if (asked := prompts(request) * (request.get("n") or 1)) > limits.choices:
@@ -343,7 +345,7 @@ class Exchange:
         reply = self._reply
         return {
             "kind": "request",
-            "id": (reply.id if reply else "") or f"temper-{uuid.uuid4().hex}",
+            "id": (reply.id if reply else "") or f"temper-{self._id}",
             "time": time.time(),
             "model": self._shared.model,
             "revision": self._shared.revision,
@@ -361,6 +363,11 @@ class Exchange:
             },
             "guard": {"verdict": self._verdict or None, "rule": self._rule if self._verdict != ALLOWED else ""},
         }
+
+
+def issued(revision: str) -> str:
+    """The id of a new request, which says of what revision its answer is: feedback on it may reach another replica."""
+    return f"{revision}-{uuid.uuid4().hex}"
 
 
 async def body_of(scope: Scope, receive: Receive, limits: Limits, series: Series) -> bytes:

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,7 +19,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands.compose import composed
-from temper import calls, exchange, guard_training, log_pipe, offline_guard, params, serving
+from temper import calls, exchange, exposition, guard_training, log_pipe, offline_guard, params, serving
 from temper.exchange import GONE, Message, Receive, Scope, Send, Shared, respond
 from temper.exposition import Series
 from temper.gateway import Gateway
@@ -66,15 +67,17 @@ class Engine:
             await asyncio.sleep(self.pause)
         message = {"role": "assistant", "content": "".join(self.words)}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": {"content": self.words}}
-        await respond(send, 200, {"id": "chatcmpl-1", "choices": [choice], "usage": {"total_tokens": 5}})
+        id = f"chatcmpl-{self.asked[-1]['request_id']}"
+        await respond(send, 200, {"id": id, "choices": [choice], "usage": {"total_tokens": 5}})
 
     async def stream(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        own = {"id": f"chatcmpl-{self.asked[-1]['request_id']}"}
         for number, word in enumerate(self.words):
             await asyncio.sleep(self.pause)
             reason = "stop" if number == len(self.words) - 1 else None
-            await send(body(chunk([{"index": 0, "delta": {"content": word}, "finish_reason": reason}])))
-        await send(body(chunk([], usage={"total_tokens": 5})))
+            await send(body(chunk([{"index": 0, "delta": {"content": word}, "finish_reason": reason}], **own)))
+        await send(body(chunk([], **own, usage={"total_tokens": 5})))
         await send(body(b"data: [DONE]\n\n", more=False))
 
 
@@ -186,7 +189,7 @@ def make(engine: Engine, kept: Kept) -> Make:
                 else cfg
             )
             setattr(place, key, value)
-        return Gateway(engine, Shared(cfg, "models/dpo", "abc", kept, Series()))
+        return Gateway(engine, Shared(cfg, "models/dpo", "abc", kept, Series("abc")))
 
     return made
 
@@ -622,17 +625,17 @@ def test_what_takes_too_long_is_ended(make: Make, engine: Engine) -> None:
 def test_a_callers_own_request_id_does_not_reach_the_engine(make: Make, engine: Engine) -> None:
     run(Caller().ask(make(), chat(request_id="jane"), headers={"x-request-id": "1"}))
     assert b"x-request-id" not in engine.headers[0]
-    assert "request_id" not in engine.asked[0]
+    assert re.fullmatch(r"abc-[0-9a-f]{32}", engine.asked[0]["request_id"])
 
 
 def test_a_record_has_what_the_flywheel_needs_and_not_who_asked(make: Make, kept: Kept) -> None:
-    run(Caller().ask(make(), chat(stream=True, user="jane", metadata={"who": "jane"}, temperature=0.5)))
+    answer = run(Caller().ask(make(), chat(stream=True, user="jane", metadata={"who": "jane"}, temperature=0.5)))
     record = kept.records[0]
     assert "jane" not in json.dumps(record)
     assert record["request"]["messages"] == [{"role": "user", "content": "Hi"}]
     assert record["request"]["temperature"] == 0.5
     assert record["response"]["choices"] == [{"index": 0, "content": "Hello, world", "finish_reason": "stop"}]
-    assert (record["id"], record["model"], record["revision"]) == ("chatcmpl-1", "models/dpo", "abc")
+    assert (record["id"], record["model"], record["revision"]) == (answer.events()[0]["id"], "models/dpo", "abc")
     assert 0 < record["latency"]["first_token"] <= record["latency"]["total"]
     assert record["guard"]["verdict"] == "allowed"
 
@@ -670,21 +673,38 @@ def test_llama_cpp_answers_posts_alone_though_other_methods_pass_the_gateway(
 
 def test_feedback_is_kept_by_the_id_of_its_answer(make: Make, kept: Kept) -> None:
     app = make()
+    id = run(Caller().ask(app, chat())).json()["id"]
     for given in ({"thumbs": "down", "comment": "wrong"}, {"score": 0.25}, {"score": 0.75}):
-        assert run(Caller().ask(app, {"id": "chatcmpl-1", **given}, "/v1/feedback")).status == 202
-    assert [record["kind"] for record in kept.records] == ["feedback"] * 3
-    assert kept.records[0]["comment"] == "wrong"
+        assert run(Caller().ask(app, {"id": id, **given}, "/v1/feedback")).status == 202
+    asked, *opinions = kept.records
+    assert [(record["kind"], record["id"]) for record in opinions] == [("feedback", asked["id"])] * 3
+    assert opinions[0]["comment"] == "wrong"
     assert app.shared.series.thumbs == {"down": 1}
-    assert list(app.shared.series.scores) == [0.25, 0.75]
-    for wrong in (
-        {},
-        {"id": "x y", "thumbs": "up"},
-        {"id": "1"},
-        {"id": "1", "thumbs": "meh"},
-        {"id": "1", "score": 2},
-    ):
+    for wrong in ({}, {"id": id}, {"id": id, "thumbs": "meh"}, {"id": id, "score": 2}):
         assert run(Caller().ask(app, wrong, "/v1/feedback")).status == 400
-    assert len(kept.records) == 3
+    for stray in ("jane.roe", "1", f"{id}.jane", id.replace("abc", "jane-roe"), f"temper-{id}", 1, None):
+        answer = run(Caller().ask(app, {"id": stray, "thumbs": "up"}, "/v1/feedback"))
+        assert (answer.status, answer.json()["error"]["message"][:3]) == (400, "id:")
+    assert len(kept.records) == 4
+
+
+def test_a_score_counts_for_the_revision_that_answered_whichever_replica_hears_it(make: Make) -> None:
+    old, new = make(), make()
+    new.shared.revision = "def"
+    id = run(Caller().ask(new, chat())).json()["id"]
+    for app, of, score in ((old, id, 0.25), (old, id.replace("def", "abc"), 0.5), (old, id, 0.75)):
+        assert run(Caller().ask(app, {"id": of, "score": score}, "/v1/feedback")).status == 202
+    assert {revision: list(scores) for revision, scores in old.shared.series.scores.items()} == {
+        "abc": [0.5],
+        "def": [0.25, 0.75],
+    }
+    assert not new.shared.series.scores
+    # Whoever has the key can name any revision.
+    for number in range(100):
+        assert (
+            run(Caller().ask(old, {"id": id.replace("def", f"{number:x}"), "score": 1}, "/v1/feedback")).status == 202
+        )
+    assert len(old.shared.series.scores) == exposition.REVISIONS
 
 
 def test_tools_become_the_tasks_prompt_and_the_form_of_its_answer(make: Make, engine: Engine) -> None:

@@ -297,6 +297,7 @@ def test_what_is_kept_names_nobody_and_takes_feedback(server: Server) -> None:
         assert client.post("/v1/feedback", json=given).status_code == 202
         assert client.post("/v1/feedback", json={"id": id, "score": 0.5}).status_code == 202
         assert client.post("/v1/feedback", json={"id": id}).status_code == 400
+        assert client.post("/v1/feedback", json={"id": "jane.roe", "score": 0.5}).status_code == 400
     deadline = time.monotonic() + 60
     kept: list[dict[str, Any]] = []
     while len(kept) < 3 and time.monotonic() < deadline:
@@ -308,10 +309,11 @@ def test_what_is_kept_names_nobody_and_takes_feedback(server: Server) -> None:
     )
     assert (judged["thumbs"], judged["comment"]) == ("down", "ask <EMAIL_ADDRESS>")
     assert asked["usage"]["prompt_tokens"] > 0
-    assert asked["revision"]
+    assert asked["revision"] == id.split("-")[1]
+    assert server.series()[f'temper_release{{revision="{asked["revision"]}"}}'] == 1
     assert "jane" not in "".join(file.read_text().lower() for file in server.logs.iterdir())
     series = server.series()
-    assert series["temper_judge_score"] == 0.5
+    assert series[f'temper_judge_score{{revision="{id.split("-")[1]}"}}'] == 0.5
     assert series['temper_feedback_total{thumb="down"}'] == 1
     assert series["temper_log_dropped_total"] == 0
 
