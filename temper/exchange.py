@@ -30,20 +30,6 @@ ARRIVING = 1 << 28  # bytes of all bodies on their way together, beyond which on
 SMALL = 1 << 16
 MAX_NESTING = 100  # of a body: far above any request, and below what orjson writes (254) and what recursion allows
 GONE = 499  # nginx's status of a caller who left
-# What the log keeps of a request. The rest may name a person (user, metadata) or changes no answer.
-KEPT = {
-    *(
-        "messages",
-        "prompt",
-        "tools",
-        "tool_choice",
-        "response_format",
-        "max_tokens",
-        "max_completion_tokens",
-        "temperature",
-    ),
-    *("top_p", "top_k", "n", "seed", "stop", "stream", "presence_penalty", "frequency_penalty"),
-}
 # By which an engine calls its answer. A caller's own would make two requests one in the log, and be kept there unscrubbed.
 OWN_ID = "request_id"
 
@@ -351,7 +337,9 @@ class Exchange:
             "revision": self._shared.revision,
             "path": self._scope["path"],
             "request": {
-                key: value for key, value in self._request.items() if key in KEPT and is_scrubbable(key, value)
+                key: value
+                for key, value in self._request.items()
+                if key in request_text.KEPT and is_scrubbable(key, value)
             },
             "response": {"choices": reply.choices() if reply else [], "ended": self._cause},
             "status": self._status,

@@ -11,6 +11,11 @@ UNSHOWN = {
     *("model", "user", "metadata", "stop", "bad_words", "stream_options", "tool_choice", "reasoning_effort"),
     *("request_id", "session_id", "cache_salt"),
 }
+# What the log keeps of a request. The rest may name a person (user, metadata) or changes no answer.
+KEPT = {
+    *("messages", "prompt", "tools", "tool_choice", "response_format", "max_tokens", "max_completion_tokens"),
+    *("temperature", "top_p", "top_k", "n", "seed", "stop", "stream", "presence_penalty", "frequency_penalty"),
+}
 UNREADABLE = ("prompt_embeds", "prompt_token_ids")
 # Of a part of a turn, by vLLM's renderers/chat_utils.py.
 TEXTS = ("text", "input_text", "output_text", "refusal", "thinking", "tool_reference")

@@ -170,6 +170,8 @@ def _left_out(row: Row) -> str:
     """Why an exchange tells nothing of the model; "" where it does."""
     if not row.get("path", "").endswith("/chat/completions"):
         return "completion"  # a bare prompt is no conversation to train on
+    if row.get("unscrubbed"):
+        return "unscrubbed"  # its texts were not kept
     if row.get("guard", {}).get("verdict") in BLOCKED:
         return "blocked"
     status = int(row.get("status", 0))
