@@ -7,7 +7,7 @@ Writes  data/safety/<variant>.jsonl (each prompt, answer and verdict), reports/s
 import sys
 from dataclasses import dataclass
 
-from temper import metrics, params, recipe, records, refusals, safety, safety_matrix, stage, strongreject, toxicity
+from temper import metrics, params, records, refusals, safety, safety_matrix, stage, strongreject, toxicity
 
 
 @dataclass
@@ -21,19 +21,21 @@ class Safety:
     confidence: float
     seed: int
     judge: strongreject.Judge | None
+    base: str
+    """The variant that the others are held against."""
 
 
 def main() -> None:
     variant = sys.argv[1]
-    cfg, base = params.load("safety", Safety), recipe.load().variants[0]
+    cfg = params.load("safety", Safety)
     refusals.check(cfg.rules, "safety.rules.phrases")
     if cfg.judge:
         strongreject.check(cfg.judge)
     reader = safety.Reader(cfg.rules, toxicity.load(cfg.lexicon), cfg.leaks)
 
-    rows, before = (reader.all(list(records.read(f"data/responses/{name}.jsonl"))) for name in (variant, base))
+    rows, before = (reader.all(list(records.read(f"data/responses/{name}.jsonl"))) for name in (variant, cfg.base))
     values = safety.figures(rows, cfg.confidence, cfg.seed) | {"false_refusals_most": cfg.false_refusals}
-    if variant != base:
+    if variant != cfg.base:
         values |= safety_matrix.values(safety_matrix.judged(rows, before, cfg.confidence, cfg.seed))
     if cfg.judge:
         asked = safety_matrix.of(rows, *safety_matrix.REFUSABLE)
