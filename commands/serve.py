@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from commands.compose import composed
-from temper import envs, gateway, hub, params, retention, server, serving, stage, vllm, wheels
+from temper import envs, gateway, hub, params, recipe, retention, server, serving, speculation, stage, vllm, wheels
 from temper.serving import Serve
 
 LOCK = Path("dvc.lock")
 GGUF = Path("models/gguf/model.gguf")
+HEAD = Path("models", recipe.HEAD)
 MODELFILE = Path("deploy/release/Modelfile")
 ENGINE_LOG = Path("tmp/serve/engine.log")
 MIDDLEWARE = f"{gateway.__name__}.{gateway.Gateway.__name__}"
@@ -51,6 +52,8 @@ class Served:
     revision: str
     port: int
     runtime: dict[str, Any]
+    draft: tuple[str, ...] = ()
+    """The engine's arguments for the draft that it speculates with."""
 
     @property
     def url(self) -> str:
@@ -85,7 +88,18 @@ def prepared(file: Path) -> Served:
         vllm.require_build(preset=str(OmegaConf.select(settings, "hardware.name")))
     if cfg.engine == "llama.cpp" and not cfg.model:
         retention.require_released("gguf")
-    return Served(cfg, model, revision(model), chosen_port(cfg), params.runtime(file))
+    draft = drafted(cfg.draft, settings) if cfg.draft else ()
+    return Served(cfg, model, revision(model), chosen_port(cfg), params.runtime(file), draft)
+
+
+def drafted(method: str, settings: DictConfig) -> tuple[str, ...]:
+    """The engine's arguments for a draft; exits where it was not measured, does not pay, or is not there."""
+    from temper import drafting  # with the gate, which a server that speculates with nothing need not load
+
+    found = drafting.arguments(method, settings, HEAD)
+    if method == speculation.EAGLE3 and not (HEAD / "config.json").is_file():
+        raise SystemExit(f"serve.draft: {HEAD}: no head: run `make draft`, which trains it, or set it to null")
+    return tuple(found)
 
 
 def revision(model: Path) -> str:
@@ -129,7 +143,8 @@ def command(served: Served) -> list[str]:
     options += ["--override-generation-config", json.dumps({"max_new_tokens": cfg.limits.max_tokens})]
     options += ["--max-model-len", str(cfg.context)] if cfg.context else []
     options += ["--structured-outputs-config", json.dumps(FORM)] if cfg.structured else []
-    return [python, "-m", "temper.api_server", *place, *options, "--middleware", MIDDLEWARE, *cfg.arguments]
+    options += [*served.draft, "--middleware", MIDDLEWARE, *cfg.arguments]
+    return [python, "-m", "temper.api_server", *place, *options]
 
 
 def sglang(served: Served) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import params
+from temper import params, speculation
 from temper.guard import Guard
 
 SETTINGS = "TEMPER_SERVE"
@@ -80,6 +80,8 @@ class Serve:
     """Null takes a free one."""
     context: int | None
     """Tokens of a prompt and its answer together; null takes the model's own."""
+    draft: str | None
+    """Of speculation.METHODS, that `bench` measured; null speculates with none."""
     arguments: list[str]
     """More of the engine's own, as on its command line."""
     api_key_env: str | None
@@ -100,11 +102,27 @@ def load(path: Path) -> Serve:
         raise SystemExit(f"serve.engine: '{cfg.engine}': choose one of {', '.join(ENGINES)}")
     if cfg.structured is not None and cfg.structured not in STRUCTURES:
         raise SystemExit(f"serve.structured: '{cfg.structured}': choose null or one of {', '.join(STRUCTURES)}")
+    if cfg.draft is not None:
+        check_draft(cfg)
     for place, name in secrets(cfg).items():
         if not os.environ.get(name):
             raise SystemExit(f"serve.{place}: the variable {name} is not set: export it, or set the option to null")
     cfg.guard.check()
     return cfg
+
+
+def check_draft(cfg: Serve) -> None:
+    """Exit where no draft can be served."""
+    if cfg.draft not in speculation.METHODS:
+        raise SystemExit(f"serve.draft: '{cfg.draft}': choose null or one of {', '.join(speculation.METHODS)}")
+    if cfg.engine != "vllm":
+        raise SystemExit(
+            f"serve.draft: '{cfg.draft}': {cfg.engine} is told of none here: take serve=vllm, or set it to null"
+        )
+    if cfg.model:
+        raise SystemExit(
+            f"serve.draft: '{cfg.draft}' was measured with the release, not with {cfg.model}: set one of them to null"
+        )
 
 
 def secrets(cfg: Serve) -> dict[str, str]:

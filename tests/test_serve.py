@@ -22,7 +22,7 @@ import pytest
 
 from commands import serve
 from commands.compose import composed
-from temper import metrics, records, request_log, serving
+from temper import drafting, metrics, records, request_log, serving
 from tests.test_server import MODEL
 
 KEY = {"authorization": "Bearer sesame"}
@@ -470,6 +470,28 @@ def test_vllm_gets_the_gateway_and_the_limits(tmp_path: Path, monkeypatch: pytes
         assert line[line.index(name) + 1] == value
     assert line.count("--served-model-name") == 1
     assert line[-1] == "--enable-prefix-caching"
+
+
+def test_a_draft_is_the_engines_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.envs, "python", lambda env: Path(f"/{env}/bin/python"))
+    asked: list[tuple[str, Path]] = []
+
+    def arguments(method: str, settings: Any, head: Path) -> list[str]:
+        asked.append((method, head))
+        return ["--speculative-config.method", method]
+
+    monkeypatch.setattr(drafting, "arguments", arguments)
+    (tmp_path / "params.yaml").write_text(composed(["serve.draft=eagle3", "serve.port=null"]))
+    monkeypatch.chdir(tmp_path)
+    for name in ("dpo", "draft"):
+        Path("models", name).mkdir(parents=True)
+    Path("models/dpo/config.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"^serve\.draft: models/draft: no head: run `make draft`"):
+        serve.prepared(Path("params.yaml"))
+    Path("models/draft/config.json").write_text("{}")
+    line = serve.command(serve.prepared(Path("params.yaml")))
+    assert line[line.index("--speculative-config.method") + 1] == "eagle3"
+    assert asked[-1] == ("eagle3", Path("models/draft"))
 
 
 def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
