@@ -116,7 +116,8 @@ def values(run: Run, cfg: Deploy, revision: str) -> dict[str, Any]:
         "server": {
             "image": tagged(cfg.images["server"], lambda: revision[:12]),
             "engine": engine,
-            "settings": dumped(settings(run, cfg, told, found)),
+            # By the writer of whoever reads them: PyYAML leaves a hash such as 1234e5678901 without the quotes that keep it text.
+            "settings": OmegaConf.to_yaml(OmegaConf.create(settings(run, cfg, told, found))),
             "port": PORT,
             "key": KEY if cfg.api_key else "",
             "sequences": told.limits.concurrent,

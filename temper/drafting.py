@@ -50,8 +50,7 @@ def require_measured(method: str, settings: DictConfig) -> None:
     if method == EAGLE3:
         require_current(f"draft@{EAGLE3}", None, stages, made)
     then = stages[f"bench@{method}"]["params"]["params.yaml"][f"bench.{method}"]
-    now = OmegaConf.to_container(settings.bench[method])
-    assert isinstance(now, dict)
+    now: Any = OmegaConf.to_container(settings.bench[method])
     require_same(method, then, now)
     if then["dtype"] != settings.serve.dtype:
         refuse(f"'{method}': `bench` measured it in {then['dtype']}, serve.dtype is {settings.serve.dtype}: {AGAIN}")

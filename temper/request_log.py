@@ -40,7 +40,7 @@ DIGITS = 7  # of a number from which on it may be a telephone's or a card's
 # What is kept of a record whose texts could not be scrubbed: nothing that anybody wrote.
 UNWRITTEN = ("kind", "id", "time", "model", "revision", "path", "status", "usage", "latency", "thumbs", "score")
 # What taggers, and readers of JSON and code, raise at a text that they were not made for.
-FAILURES = (
+FAILURES: tuple[type[Exception], ...] = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError),
     *(SyntaxError, TypeError, ValueError, re.error, regex.error),
 )

@@ -309,6 +309,18 @@ def test_the_server_there_reads_what_was_written(checkout: Path, monkeypatch: py
     assert yaml.safe_load(other)["serve"]["port"] == 9000
 
 
+def test_a_hash_that_looks_like_a_number_stays_text(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MD5, "dpo", "1234e5678901" + "0" * 20 + ".dir")
+    monkeypatch.setenv("TEMPER_API_KEY", "sesame")
+    lock({"dpo": 1})
+    commit()
+    written()
+    assert serving.load(Path("deploy/release/server.yaml")).revision == "1234e5678901"
+    again = Path("again.yaml")
+    again.write_text(serve.given(Path("deploy/release/server.yaml"), ["serve.port=9000"]))
+    assert serving.load(again).revision == "1234e5678901"
+
+
 def composed_section(*overrides: str) -> Values:
     return dict(yaml.safe_load(text_of(overrides))["serve"])
 

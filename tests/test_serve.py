@@ -370,6 +370,26 @@ def test_an_engine_that_dies_ends_the_server_with_its_status(tmp_path: Path) -> 
 
 
 @pytest.mark.engine
+def test_settings_in_a_file_serve_as_those_of_conf_do(tmp_path: Path) -> None:
+    """What the image of `make deploy` starts: no composition, the engine's words among its own, a revision that it is told."""
+    own = ["serve.engine_log=null", "serve.revision=0a1b", "serve.api_key_env=SERVE_KEY", "serve.limits.max_tokens=300"]
+    (tmp_path / "server.yaml").write_text(composed([*llama(tmp_path), *own]))
+    command = [sys.executable, "-m", "commands.serve", "--settings", str(tmp_path / "server.yaml"), "serve.port=null"]
+    command += [f"serve.log.folder={tmp_path / 'logs'}"]
+    environment = os.environ | {"SERVE_KEY": "sesame"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    line = next(line for line in process.stdout if " serves " in line)
+    served = Server(process, line.split("/v1 ")[0], tmp_path / "logs", line)
+    with served.client() as client:
+        id = client.post("/v1/chat/completions", json=chat()).json()["id"]
+    assert id.startswith("chatcmpl-0a1b-")
+    assert served.records(1)[0]["id"] == id
+    process.terminate()
+    assert process.wait(60) == 0
+
+
+@pytest.mark.engine
 def test_a_model_that_the_engine_cannot_load_is_said_with_its_last_words(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"no GGUF")
     process = begun(tmp_path, "serve=llama.cpp", f"serve.model={tmp_path}/bad.gguf")
