@@ -157,12 +157,14 @@ def speculation(arguments: argparse.Namespace) -> Values:
 
 def quants(_: argparse.Namespace) -> Values:
     reports = {name: metrics.read(f"reports/retention/{name}.json") for name in recipe.load().formats}
-    released = {name: report["exact_kept"] for name, report in reports.items() if report["released"]}
-    if not released:
-        raise SystemExit("reports/retention: no released quant: run `make retention` first")
+    released = {name: report.get("exact_kept") for name, report in reports.items() if report["released"]}
+    if not any(released.values()):
+        raise SystemExit(
+            "reports/retention: no released quant whose exact answers were judged: run `make retention` first"
+        )
     withheld = {f"quants_{name}_withheld": report["withheld"] for name, report in reports.items() if report["withheld"]}
-    kept = {f"quants_{name}_exact_kept": value for name, value in released.items()}
-    return kept | withheld | {"quants_exact_kept": min(released.values())}
+    kept = {f"quants_{name}_exact_kept": value for name, value in released.items() if value is not None}
+    return kept | withheld | {"quants_exact_kept": min(kept.values())}
 
 
 def llama(arguments: argparse.Namespace) -> Values:

@@ -3,6 +3,7 @@
     python -m commands.serve [overrides of conf/]                      until it is asked to end: serve=llama.cpp serves the GGUF
     python -m commands.serve serve=sglang                              print SGLang's command line
     python -m commands.serve --modelfile                               write deploy/release/Modelfile, for Ollama
+    python -m commands.serve --settings FILE [serve.port=8080 …]       what `make deploy` wrote, and what differs here
 
 The gateway (temper/gateway.py) is middleware in the engine's own process. Records of requests go through a pipe to
 commands.serve_log, in the environment that has Presidio, which scrubs them before they reach the disk.
@@ -21,19 +22,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from commands.compose import composed
-from temper import envs, gateway, hub, params, retention, server, serving, stage, vllm, wheels
+from temper import envs, gateway, hub, params, recipe, retention, server, serving, speculation, stage, vllm, wheels
 from temper.serving import Serve
 
 LOCK = Path("dvc.lock")
 GGUF = Path("models/gguf/model.gguf")
+HEAD = Path("models", recipe.HEAD)
 MODELFILE = Path("deploy/release/Modelfile")
-ENGINE_LOG = Path("tmp/serve/engine.log")
+ENGINE_PYTHON = "TEMPER_ENGINE_PYTHON"
+"""The variable by which an image that has an engine of its own names the interpreter of that (deploy/Dockerfile)."""
+CPUS = "VLLM_CPU_OMP_THREADS_BIND"
 MIDDLEWARE = f"{gateway.__name__}.{gateway.Gateway.__name__}"
 # xgrammar then writes JSON as training did, and a model cannot go on with white space for ever.
 FORM = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -51,6 +55,8 @@ class Served:
     revision: str
     port: int
     runtime: dict[str, Any]
+    draft: tuple[str, ...] = ()
+    """The engine's arguments for the draft that it speculates with."""
 
     @property
     def url(self) -> str:
@@ -64,12 +70,21 @@ def main(arguments: list[str]) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="temper-serve-") as folder:
         file = Path(folder) / "params.yaml"
-        file.write_text(composed(arguments), encoding="utf-8")
+        is_given = arguments[:1] == ["--settings"] and len(arguments) > 1
+        text = given(Path(arguments[1]), arguments[2:]) if is_given else composed(arguments)
+        file.write_text(text, encoding="utf-8")
         served = prepared(file)
         if served.cfg.engine == "sglang":
             print(shlex.join(sglang(served)))
             return
         run(served, file)
+
+
+def given(file: Path, overrides: list[str]) -> str:
+    """The settings in a file with `overrides` of them, in OmegaConf's dotted form."""
+    if not file.is_file():
+        raise SystemExit(f"{file}: no settings: `make deploy` writes them")
+    return OmegaConf.to_yaml(OmegaConf.merge(params.tree(file), OmegaConf.from_dotlist(overrides)))
 
 
 def prepared(file: Path) -> Served:
@@ -81,11 +96,23 @@ def prepared(file: Path) -> Served:
     present = model.is_file() if cfg.engine == "llama.cpp" else (model / "config.json").is_file()
     if not present:
         raise SystemExit(f"{model}: no model: run `make repro`, which makes it, or name another in serve.model")
-    if cfg.engine == "vllm":
+    if cfg.engine == "vllm" and not os.environ.get(ENGINE_PYTHON):
         vllm.require_build(preset=str(OmegaConf.select(settings, "hardware.name")))
     if cfg.engine == "llama.cpp" and not cfg.model:
         retention.require_released("gguf")
-    return Served(cfg, model, revision(model), chosen_port(cfg), params.runtime(file))
+    draft = drafted(cfg.draft, settings) if cfg.draft else ()
+    known = cfg.revision or revision(model)
+    return Served(cfg, model, known, chosen_port(cfg), params.runtime(file), draft)
+
+
+def drafted(method: str, settings: DictConfig) -> tuple[str, ...]:
+    """The engine's arguments for a draft; exits where it was not measured, does not pay, or is not there."""
+    from temper import drafting  # with the gate, which a server that speculates with nothing need not load
+
+    found = drafting.arguments(method, settings, HEAD)
+    if method == speculation.EAGLE3 and not (HEAD / "config.json").is_file():
+        raise SystemExit(f"serve.draft: {HEAD}: no head: run `make draft`, which trains it, or set it to null")
+    return tuple(found)
 
 
 def revision(model: Path) -> str:
@@ -116,7 +143,7 @@ def command(served: Served) -> list[str]:
     """The engine's command line."""
     cfg = served.cfg
     place = ["--host", cfg.host, "--port", str(served.port)]
-    python = str(envs.python("serve"))
+    python = os.environ.get(ENGINE_PYTHON) or str(envs.python("serve"))
     if cfg.engine == "llama.cpp":
         limits = {"--context": cfg.context or 0, "--max-tokens": cfg.limits.max_tokens, "--drain": cfg.drain_seconds}
         found = {"--model": served.model, "--worker": envs.python("quantize"), "--threads": served.runtime["threads"]}
@@ -129,7 +156,8 @@ def command(served: Served) -> list[str]:
     options += ["--override-generation-config", json.dumps({"max_new_tokens": cfg.limits.max_tokens})]
     options += ["--max-model-len", str(cfg.context)] if cfg.context else []
     options += ["--structured-outputs-config", json.dumps(FORM)] if cfg.structured else []
-    return [python, "-m", "temper.api_server", *place, *options, "--middleware", MIDDLEWARE, *cfg.arguments]
+    options += ["--middleware", MIDDLEWARE, *served.draft, *cfg.arguments]
+    return [python, "-m", "temper.api_server", *place, *options]
 
 
 def sglang(served: Served) -> list[str]:
@@ -164,7 +192,7 @@ def run(served: Served, file: Path) -> None:
             asked.check()
             time.sleep(0.25)
     if not asked.at:
-        raise SystemExit(f"the engine ended with status {process.returncode}: {last_lines()}")
+        raise SystemExit(f"the engine ended with status {process.returncode}: {last_lines(served.cfg.engine_log)}")
     print("ended", flush=True)
 
 
@@ -177,11 +205,12 @@ def is_ready(process: subprocess.Popen[bytes], served: Served) -> bool:
 def engine(served: Served, file: Path, log: int | None) -> Iterator[subprocess.Popen[bytes]]:
     """The engine's process, for the time of the block."""
     environment = os.environ | server.environment(served.runtime) | {"VLLM_LOGGING_LEVEL": "WARNING"}
+    # In a container OpenMP has other CPUs than a machine's first ones: its environment says which.
+    environment |= {CPUS: os.environ[CPUS]} if CPUS in os.environ else {}
     environment |= {serving.SETTINGS: str(file), serving.MODEL: str(served.model), serving.REVISION: served.revision}
     if log is not None:
         environment[serving.LOG] = str(log)
-    ENGINE_LOG.parent.mkdir(parents=True, exist_ok=True)
-    with ENGINE_LOG.open("wb") as out:
+    with said(served.cfg.engine_log) as out:
         # A session of its own: Ctrl-C is for this process, which asks the engine to end.
         process = subprocess.Popen(
             command(served),
@@ -199,6 +228,17 @@ def engine(served: Served, file: Path, log: int | None) -> Iterator[subprocess.P
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+@contextmanager
+def said(file: str | None) -> Iterator[IO[bytes] | None]:
+    """Where the engine's words go: a file, or where this process writes its own."""
+    if file is None:
+        yield None
+        return
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with Path(file).open("wb") as out:
+        yield out
 
 
 class Log:
@@ -282,9 +322,11 @@ def ready(served: Served, seconds: float) -> str:
     )
 
 
-def last_lines() -> str:
-    lines = ENGINE_LOG.read_text(errors="replace").splitlines()[-server.LAST_LINES :]
-    return "\n".join([f"the last lines of {ENGINE_LOG}:", *lines])
+def last_lines(file: str | None) -> str:
+    if file is None:
+        return "it has said why above"
+    lines = Path(file).read_text(errors="replace").splitlines()[-server.LAST_LINES :]
+    return "\n".join([f"the last lines of {file}:", *lines])
 
 
 def modelfile() -> None:

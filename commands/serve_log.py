@@ -8,6 +8,7 @@ It ends once nobody writes any more, so that what the server said last is kept t
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,8 +33,15 @@ def main(file: Path) -> None:
     allowed = Allowed(tuple(settings.allow), tuple(settings.allow_patterns))
     files = Files(Path(cfg.log.folder), cfg.log.max_bytes, cfg.log.max_files) if cfg.log.folder else None
     sender = Sender(cfg.langfuse) if cfg.langfuse.host else None
+    stand_in = pii.stand_in(settings)
+    scrub = partial(request_log.scrubbed, search=pii.search(settings), allowed=allowed, stand_in=stand_in)
     for batch in request_log.batches(sys.stdin.fileno()):
-        found = list(request_log.scrubbed(batch, pii.search(settings), allowed, pii.stand_in(settings)))
+        found = request_log.surely(batch, scrub)
+        for record in found:
+            if reason := record.get("unscrubbed"):
+                print(
+                    f"{record['id']}: kept without its texts, which could not be scrubbed ({reason})", file=sys.stderr
+                )
         if files:
             kept(files, found)
         for record in found if sender else ():

@@ -36,11 +36,11 @@ def main() -> None:
     progress.quiet()
     name, release = sys.argv[1:]
     cfg = params.load("retention", Retention)
-    rows = [row for row in records.read(TEST) if "gold" in row]
+    rows = [row for row in records.read(TEST) if "chosen" not in row]
     if not rows or min(cfg.texts, cfg.answers, cfg.positions) < 1:
         raise SystemExit(
-            f"{TEST}: {len(rows)} rows with a gold call for {cfg.texts} texts and {cfg.answers} answers: raise split.test, or "
-            "retention.texts, .positions and .answers to 1 or more, in conf/"
+            f"{TEST}: {len(rows)} rows for {cfg.texts} texts and {cfg.answers} answers: raise split.test, or retention.texts, "
+            ".positions and .answers to 1 or more, in conf/"
         )
 
     model, threads = Path("models", release), int(params.runtime()["threads"])
@@ -52,6 +52,8 @@ def main() -> None:
     quant = retention.seen(engine(name, model, cfg.dtype, threads, asked.longest()), asked)
 
     found = retention.figures(asked, whole, quant, tokenizer, cfg.confidence, cfg.seed)
+    if found["unjudged"]:
+        print(f"{name}: cannot be judged by {found['unjudged']}", flush=True)
     metrics.write(f"reports/retention/{name}.json", found | retention.verdict(found, cfg.limits))
 
 

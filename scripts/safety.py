@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import metrics, params, recipe, records, refusals, safety, safety_matrix, stage, strongreject, toxicity
+from temper import metrics, params, records, refusals, safety, safety_matrix, stage, strongreject, toxicity
 
 TRAIN = Path("data/mix/train.jsonl")
 
@@ -24,19 +24,21 @@ class Safety:
     confidence: float
     seed: int
     judge: strongreject.Judge | None
+    base: str
+    """The variant that the others are held against."""
 
 
 def main() -> None:
     variant = sys.argv[1]
-    cfg, base = params.load("safety", Safety), recipe.load().variants[0]
+    cfg = params.load("safety", Safety)
     refusals.check(cfg.rules, "safety.rules.phrases")
     if cfg.judge:
         strongreject.check(cfg.judge)
     reader = safety.Reader(cfg.rules, toxicity.load(cfg.lexicon), cfg.leaks)
 
-    rows, before = (reader.all(list(records.read(f"data/responses/{name}.jsonl"))) for name in (variant, base))
+    rows, before = (reader.all(list(records.read(f"data/responses/{name}.jsonl"))) for name in (variant, cfg.base))
     values = safety.figures(rows, cfg.confidence, cfg.seed) | {"false_refusals_most": cfg.false_refusals}
-    if variant != base:
+    if variant != cfg.base:
         in_words = safety_matrix.answers_in_words(records.read(TRAIN))
         values |= safety_matrix.values(safety_matrix.judged(rows, before, in_words, cfg.confidence, cfg.seed))
         values["answers_in_words"] = int(in_words)

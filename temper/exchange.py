@@ -3,17 +3,18 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from temper import offline_guard, structured
+from temper import offline_guard, request_text, structured
 from temper.exposition import Series
 from temper.guard import ALLOWED, FAILED, Asked, Finding, Lexical
 from temper.log_pipe import LogPipe
+from temper.offline_guard import OfflineGuard
 from temper.replies import DATA, DONE, END, Streamed, Whole
 from temper.serving import Limits, Serve
 
@@ -25,24 +26,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CLOSE = {"connection": "close"}
 READ_ON = 16  # times as large as allowed, beyond which a body is not read to its end
+ARRIVING = 1 << 28  # bytes of all bodies on their way together, beyond which one that is not small is refused
+SMALL = 1 << 16
 MAX_NESTING = 100  # of a body: far above any request, and below what orjson writes (254) and what recursion allows
 GONE = 499  # nginx's status of a caller who left
-# What the log keeps of a request. The rest may name a person (user, metadata) or changes no answer.
-KEPT = {
-    *(
-        "messages",
-        "prompt",
-        "tools",
-        "tool_choice",
-        "response_format",
-        "max_tokens",
-        "max_completion_tokens",
-        "temperature",
-    ),
-    *("top_p", "top_k", "n", "seed", "stop", "stream", "presence_penalty", "frequency_penalty"),
-}
-UNREADABLE = ("prompt_embeds", "prompt_token_ids")
-OWN_ID = "request_id"  # of a caller: it would make two requests one in the log, and be kept there unscrubbed
+# By which an engine calls its answer. A caller's own would make two requests one in the log, and be kept there unscrubbed.
+OWN_ID = "request_id"
 
 
 class Refused(Exception):
@@ -73,6 +62,7 @@ class Shared:
 class Exchange:
     def __init__(self, shared: Shared, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         self._shared, self._app, self._scope = shared, app, scope
+        self._id = issued(shared.revision)
         self._receive, self._raw_send = receive, send
         self._begun = time.perf_counter()
         self._first: float | None = None
@@ -89,29 +79,38 @@ class Exchange:
         self._guard_seconds = 0.0
 
     async def run(self) -> None:
-        series, limits = self._shared.series, self._shared.cfg.limits
-        if series.active >= limits.concurrent + limits.queued:
-            await self._refuse(
-                Refused(429, "too_many_requests", f"{series.active} requests are under way: try again", self._later())
-            )
-            self._account()
-            return
-        series.active += 1
         try:
-            await self._answer(limits)
+            self._require_place()
+            # A caller who sends slowly takes no place meanwhile.
+            body = await body_of(self._scope, self._receive, self._shared.cfg.limits, self._shared.series)
+            with self._place():
+                await self._answer(body, self._shared.cfg.limits)
         except Refused as refused:
             await self._refuse(refused)
         finally:
-            series.active -= 1
             self._account()
 
-    async def _answer(self, limits: Limits) -> None:
-        body = await body_of(self._scope, self._receive, limits)
+    def _require_place(self) -> None:
+        active, limits = self._shared.series.active, self._shared.cfg.limits
+        if active >= limits.concurrent + limits.queued:
+            raise Refused(429, "too_many_requests", f"{active} requests are under way: try again", self._later())
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of those that may run or wait."""
+        self._require_place()
+        self._shared.series.active += 1
+        try:
+            yield
+        finally:
+            self._shared.series.active -= 1
+
+    async def _answer(self, body: bytes, limits: Limits) -> None:
         self._shared.series.bytes["in"] += len(body)
         self._request = parsed(body)
         shows_usage = bool((self._request.get("stream_options") or {}).get("include_usage"))
         request = self._fitted(limits)
-        await self._check_request(request)
+        await self._check_request()
         is_vetted = self._shared.asked is not None and self._shared.cfg.guard.output
         lexical = self._shared.lexical if self._shared.cfg.guard.output else None
         self._reply = Streamed(lexical, shows_usage, is_vetted) if request.get("stream") else Whole(lexical)
@@ -120,7 +119,7 @@ class Exchange:
     def _fitted(self, limits: Limits) -> dict[str, Any]:
         """The request as the engine gets it; refused when it asks for too much."""
         try:
-            request = {key: value for key, value in self._request.items() if key != OWN_ID}
+            request = self._request | {OWN_ID: self._id}
             for name in ("n", "best_of"):
                 at_most(request, name, limits.choices)
             if (asked := prompts(request) * (request.get("n") or 1)) > limits.choices:
@@ -135,19 +134,20 @@ class Exchange:
             raise Refused(400, "invalid_value", str(error)) from None
         return request
 
-    async def _check_request(self, request: dict[str, Any]) -> None:
+    async def _check_request(self) -> None:
         guard = self._shared.cfg.guard
         if not guard.input:
             return
-        if any(request.get(name) is not None for name in UNREADABLE) or any_number(request.get("prompt")):
-            raise Refused(400, "invalid_value", "the guard reads text: send no token ids and no embeddings")
+        if not request_text.is_read(self._request):
+            raise Refused(
+                400, "invalid_value", "the guard reads text: send no token ids, embeddings, pictures or sound"
+            )
         started = time.perf_counter()
-        found = next((one for text in readings(self._request) if (one := self._shared.lexical.find(text))), None)
-        if found is None and (classifier := self._shared.classifier):
-            said = (turn["content"] for turn in conversation(request) if turn["role"] == "user")
-            found = next((one for text in said if (one := classifier.find(text))), None)
+        found = first(self._shared.lexical, request_text.readings(self._request))
+        if found is None and self._shared.classifier:
+            found = first(self._shared.classifier, request_text.passages(self._request))
         if found is None and self._shared.asked:
-            found = await self._shared.asked.find(conversation(request))
+            found = await self._shared.asked.find([request_text.question(self._request)])
         self._guard_seconds += time.perf_counter() - started
         if self._objects(found):
             raise Refused(400, "content_filter", "the request was blocked by the guard")
@@ -229,7 +229,7 @@ class Exchange:
             self._first = started
         asked = self._shared.asked
         if asked and found is None and reply.unvetted() >= (self._window() if more and not reply.reasons else 1):
-            found = await asked.find([*conversation(self._request), answered(reply.texts())])
+            found = await asked.find([request_text.question(self._request), answered(reply.texts())])
             reply.vet()
         self._guard_seconds += time.perf_counter() - started
         try:
@@ -253,7 +253,8 @@ class Exchange:
         if self._status < 400:
             found = reply.end()
             if found is None and self._shared.asked and self._shared.cfg.guard.output and reply.texts():
-                found = await self._shared.asked.find([*conversation(self._request), answered(reply.texts())])
+                turns = [request_text.question(self._request), answered(reply.texts())]
+                found = await self._shared.asked.find(turns)
             self._guard_seconds += time.perf_counter() - started
         try:
             if self._shared.cfg.guard.output and self._status < 400 and self._objects(found):
@@ -330,13 +331,15 @@ class Exchange:
         reply = self._reply
         return {
             "kind": "request",
-            "id": (reply.id if reply else "") or f"temper-{uuid.uuid4().hex}",
+            "id": (reply.id if reply else "") or f"temper-{self._id}",
             "time": time.time(),
             "model": self._shared.model,
             "revision": self._shared.revision,
             "path": self._scope["path"],
             "request": {
-                key: value for key, value in self._request.items() if key in KEPT and is_scrubbable(key, value)
+                key: value
+                for key, value in self._request.items()
+                if key in request_text.KEPT and is_scrubbable(key, value)
             },
             "response": {"choices": reply.choices() if reply else [], "ended": self._cause},
             "status": self._status,
@@ -350,7 +353,12 @@ class Exchange:
         }
 
 
-async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
+def issued(revision: str) -> str:
+    """The id of a new request, which says of what revision its answer is: feedback on it may reach another replica."""
+    return f"{revision}-{uuid.uuid4().hex}"
+
+
+async def body_of(scope: Scope, receive: Receive, limits: Limits, series: Series) -> bytes:
     """The whole body; refused when it is larger than allowed or does not arrive in time.
 
     One that is somewhat too large is read to its end and not kept: a caller who still sends would not read the refusal.
@@ -360,23 +368,42 @@ async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     length = dict(scope["headers"]).get(b"content-length", b"0")
     if length.isdigit() and int(length) > READ_ON * most:
         raise too_large
-    parts, size, more = [], 0, True
     try:
         async with asyncio.timeout(limits.body_seconds):
-            while more and size <= READ_ON * most:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refused(GONE, "gone", "the caller left")
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                more = message.get("more_body", False)
-                if size > most:
-                    parts.clear()
+            parts, size = await arrived(receive, limits, series)
     except TimeoutError:
         raise Refused(408, "body_timeout", f"the body took longer than {limits.body_seconds:g} s", CLOSE) from None
     if size > most:
         raise too_large
     return b"".join(parts)
+
+
+async def arrived(receive: Receive, limits: Limits, series: Series) -> tuple[list[bytes], int]:
+    """The pieces of a body and its size, without those of one that is too large; refused where all on their way are too much.
+
+    A small one always finds room, so that those who send much, and slowly, keep nobody else out.
+    """
+    parts: list[bytes] = []
+    size, held, more = 0, 0, True
+    try:
+        while more and size <= READ_ON * limits.body_bytes:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(GONE, "gone", "the caller left")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            more = message.get("more_body", False)
+            if size > limits.body_bytes:
+                parts.clear()
+            series.arriving -= held
+            held = size if parts else 0
+            series.arriving += held
+            if held > SMALL and series.arriving > ARRIVING:
+                later = CLOSE | {"retry-after": str(limits.retry_after)}
+                raise Refused(429, "too_many_requests", "too much is being sent at once: try again", later)
+    finally:
+        series.arriving -= held
+    return parts, size
 
 
 def parsed(body: bytes) -> dict[str, Any]:
@@ -422,54 +449,14 @@ def at_most(request: dict[str, Any], name: str, most: int) -> None:
         raise ValueError(f"{name}: expected a number of at most {most}")
 
 
-def strings(value: Any) -> Iterator[str]:
-    """Every string in a request, keys too: whatever reaches the model is among them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            yield from strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from strings(inner)
-
-
-def readings(request: dict[str, Any]) -> Iterator[str]:
-    """Every string, and every turn whose parts the engine joins: what is blocked may be split over them."""
-    yield from strings(request)
-    yield from (turned(message) for message in request.get("messages", ()) if isinstance(message.get("content"), list))
-
-
-def turned(message: dict[str, Any]) -> str:
-    """The text of a turn, whose parts the engine joins by line ends."""
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [{"text": content}]
-    return "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+def first(guard: Lexical | OfflineGuard, texts: Iterable[str]) -> Finding | None:
+    """What a guard blocks first in any of the texts."""
+    return next((found for text in texts if (found := guard.find(text))), None)
 
 
 def is_scrubbable(name: str, value: Any) -> bool:
     """Whether the log may keep a field: token ids say what no scrubbing finds."""
-    return name != "prompt" or not any_number(value)
-
-
-def any_number(prompt: Any) -> bool:
-    """Whether a prompt is token ids."""
-    if isinstance(prompt, list):
-        return any(any_number(one) for one in prompt)
-    return isinstance(prompt, int)
-
-
-def conversation(request: dict[str, Any]) -> list[dict[str, str]]:
-    """The turns of the caller and the model, as a guard model reads them."""
-    if "messages" not in request:
-        return [{"role": "user", "content": "\n".join(strings(request.get("prompt") or ""))}]
-    turns = []
-    for message in request["messages"]:
-        text = turned(message)
-        if message.get("role") in ("user", "assistant") and text:
-            turns.append({"role": str(message["role"]), "content": text})
-    return turns or [{"role": "user", "content": ""}]
+    return name != "prompt" or not request_text.has_ids(value)
 
 
 def answered(texts: list[str]) -> dict[str, str]:

@@ -24,10 +24,12 @@ BOUNDS = (
 )  # seconds that the guard took of a request
 WAITS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # seconds in a queue
 SCORES = 256  # of the judge, over which the mean is taken
+REVISIONS = 8  # of which scores are kept: callers name them
 
 
 class Series:
-    def __init__(self) -> None:
+    def __init__(self, revision: str = "") -> None:
+        self.revision = revision
         self.requests: Counter[str] = Counter()
         """By status."""
         self.verdicts: Counter[tuple[str, str]] = Counter()
@@ -37,15 +39,26 @@ class Series:
         self.guard_seconds = 0.0
         self.guard_buckets = [0] * (len(BOUNDS) + 1)
         self.active = 0
+        self.arriving = 0
+        """Bytes of bodies on their way."""
         self.logged = 0
         self.dropped = 0
         self.thumbs: Counter[str] = Counter()
-        self.scores: deque[float] = deque(maxlen=SCORES)
+        self.scores: dict[str, deque[float]] = {}
+        """By revision, that of the last one last."""
 
     def guarded(self, verdict: str, status: str, seconds: float) -> None:
         self.verdicts[verdict, status] += 1
         self.guard_seconds += seconds
         self.guard_buckets[bisect_left(BOUNDS, seconds)] += 1
+
+    def scored(self, revision: str, score: float) -> None:
+        """Of an answer of `revision`, which another replica may have given."""
+        of = self.scores.pop(revision, deque(maxlen=SCORES))
+        of.append(score)
+        self.scores[revision] = of
+        if len(self.scores) > REVISIONS:
+            del self.scores[next(iter(self.scores))]
 
     def collect(self) -> Iterator[Any]:
         """Prometheus' families of metrics."""
@@ -71,9 +84,19 @@ class Series:
         yield CounterMetricFamily("temper_log_records", "Records handed to the log.", self.logged)
         yield CounterMetricFamily("temper_log_dropped", "Records dropped because the log was behind.", self.dropped)
         yield GaugeMetricFamily("temper_requests_active", "Requests under way.", self.active)
-        if self.scores:
-            mean = sum(self.scores) / len(self.scores)
-            yield GaugeMetricFamily("temper_judge_score", f"Mean of the last {SCORES} scores of answers.", mean)
+        yield GaugeMetricFamily(
+            "temper_bytes_arriving", "Bytes of requests that have not arrived whole.", self.arriving
+        )
+        means = {(revision,): sum(of) / len(of) for revision, of in self.scores.items()}
+        gauges = {
+            ("temper_release", "1 by the revision of the model that is served."): {(self.revision,): 1.0},
+            ("temper_judge_score", f"Mean of the last {SCORES} scores of a revision's answers."): means,
+        }
+        for (name, text), by_revision in gauges.items():
+            gauge = GaugeMetricFamily(name, text, labels=("revision",))
+            for labels, number in by_revision.items():
+                gauge.add_metric(labels, number)
+            yield gauge
         yield HistogramMetricFamily(
             "temper_guard_seconds",
             "Seconds that the guard took of a request.",

@@ -21,8 +21,10 @@ OPEN = ("/health", "/metrics", "/ping", "/version")  # to monitoring, which has 
 ANSWERS = ("/v1/chat/completions", "/v1/completions")
 PASSED = re.compile(r"/v1/models(/.*)?|/tokenize|/detokenize")
 FEEDBACK = "/v1/feedback"
-ID = re.compile(r"[\w.-]{1,128}")
+# Of an answer: exchange.issued, after what the engine puts before it. Other text would be kept, and nothing scrubs an id.
+ID = re.compile(r"(?:chatcmpl|cmpl)-([0-9a-f]{1,40})-[0-9a-f]{32}")
 LONGEST_COMMENT = 4000
+NO_REVISION = "0"  # of a server that was not told its model's
 
 
 class Gateway:
@@ -67,7 +69,7 @@ class Gateway:
     async def _pass(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         """To the engine as it is, but for the size of its body."""
         try:
-            body = await body_of(scope, receive, limits)
+            body = await body_of(scope, receive, limits, self.shared.series)
         except Refused as refused:
             await self._refuse(send, refused)
             return
@@ -80,7 +82,7 @@ class Gateway:
 
     async def _feedback(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            record = feedback(parsed(await body_of(scope, receive, self.shared.cfg.limits)))
+            record = feedback(parsed(await body_of(scope, receive, self.shared.cfg.limits, self.shared.series)))
         except Refused as refused:
             await self._refuse(send, refused)
             return
@@ -88,7 +90,7 @@ class Gateway:
         if record["thumbs"]:
             series.thumbs[record["thumbs"]] += 1
         if record["score"] is not None:
-            series.scores.append(record["score"])
+            series.scored(revision_of(record["id"]), record["score"])
         if self.shared.log:
             self.shared.log.put(record)
         series.requests["202"] += 1
@@ -103,7 +105,7 @@ def feedback(given: dict[str, Any]) -> dict[str, Any]:
     """The record of `{"id", "thumbs": "up" | "down", "score": 0 to 1, "comment"}`, of which one of the last three is there."""
     id, thumbs, score, comment = (given.get(key) for key in ("id", "thumbs", "score", "comment"))
     if not isinstance(id, str) or not ID.fullmatch(id):
-        raise Refused(400, "invalid_value", "id: expected that of an answer")
+        raise Refused(400, "invalid_value", "id: expected that of an answer of this server")
     if thumbs not in ("up", "down", None):
         raise Refused(400, "invalid_value", "thumbs: expected up or down")
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1):
@@ -115,15 +117,20 @@ def feedback(given: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "feedback", "id": id, "time": time.time(), "thumbs": thumbs, "score": score, "comment": comment}
 
 
+def revision_of(id: str) -> str:
+    """The revision whose answer an id names."""
+    return str(ID.fullmatch(id)[1])  # type: ignore[index]
+
+
 def from_environment() -> Shared:
     """As `commands.serve` says in the environment of the engine that it starts."""
     named = os.environ.get(serving.SETTINGS)
     if not named:
         raise SystemExit(f"{serving.SETTINGS} is not set: start the server with `make serve`")
     cfg: Serve = serving.load(Path(named))
-    series = Series()
+    model, revision = os.environ.get(serving.MODEL, cfg.name), os.environ.get(serving.REVISION, NO_REVISION)
+    series = Series(revision)
     series.register()
     number = os.environ.get(serving.LOG)
     log = LogPipe(int(number), cfg.log.pending, series) if number else None
-    model, revision = os.environ.get(serving.MODEL, cfg.name), os.environ.get(serving.REVISION, "")
     return Shared(cfg, model, revision, log, series)

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from temper import stage
-from temper.exchange import DONE, END, GONE, Receive, Refused, Scope, Send, event, respond
+from temper.exchange import DONE, END, GONE, OWN_ID, Receive, Refused, Scope, Send, event, respond
 from temper.exposition import Waits
 from temper.gateway import Gateway
 
@@ -154,7 +154,7 @@ class LlamaApp:
         checked(request, path, self.name)
         limit = request.get("max_completion_tokens") or request.get("max_tokens") or self.max_tokens
         pieces = self.worker.ask(request | {"max_tokens": limit})
-        form = Form(path, self.name)
+        form = Form(path, self.name, str(request.get(OWN_ID) or uuid.uuid4().hex))
         gone = asyncio.create_task(left(receive))
         try:
             if request.get("stream"):
@@ -208,10 +208,10 @@ class LlamaApp:
 class Form:
     """OpenAI's objects around an answer."""
 
-    def __init__(self, path: str, model: str) -> None:
+    def __init__(self, path: str, model: str, id: str) -> None:
         self.is_chat = path.endswith("/chat/completions")
         prefix, kind = ("chatcmpl", "chat.completion") if self.is_chat else ("cmpl", "text_completion")
-        self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self.head = {"id": f"{prefix}-{id}", "created": int(time.time()), "model": model}
         self.kind = kind
         self._is_first = True
 

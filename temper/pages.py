@@ -143,8 +143,10 @@ def quant_line(results: Results, name: str) -> str:
     """Size, true width and loss of a quant in words."""
     made, kept = results.stages[f"quantize/{name}"], results.stages[f"retention/{name}"]
     size = f"{made['bytes'] / 1e6:.0f} MB of {made['bf16_bytes'] / 1e6:.0f} MB, {made['bits_per_weight']:.2f} bits a weight"
-    loss = f"{kept['exact_kept']:.0%} of exact answers kept, {kept['unchanged']:.0%} of answers unchanged, KL {kept['kl']:.2g}"
-    return f"{made.get('type', 'int4')}, {size}; {loss}"
+    told = {"exact_kept": "of exact answers kept", "unchanged": "of answers unchanged"}
+    loss = [f"{kept[key]:.0%} {words}" for key, words in told.items() if key in kept] + [f"KL {kept['kl']:.2g}"]
+    unjudged = f" (not judged: {kept['unjudged']})" if kept.get("unjudged") else ""
+    return f"{made.get('type', 'int4')}, {size}; {', '.join(loss)}{unjudged}"
 
 
 def quants(results: Results) -> dict[str, str]:
@@ -373,14 +375,12 @@ def speed_quality(results: Results) -> dict[str, str]:
     }
     level = results.levels()[0]
     key = f"c{level}_tokens_per_second"
-    fast = [
-        figures.Point(name, values[key], *quality(results, name)) for name, values in speeds.items() if key in values
-    ]
+    fast = points(results, {name: values[key] for name, values in speeds.items() if key in values})
     made = {name: results.stages[f"quantize/{name}"] for name in results.recipe.formats}
     sizes = {name: values["bytes"] / 1e6 for name, values in made.items()}
     if made:
         sizes = {"bf16": next(iter(made.values()))["bf16_bytes"] / 1e6} | sizes
-    small = [figures.Point(name, size, *quality(results, name)) for name, size in sizes.items()]
+    small = points(results, sizes)
     exact = "exact answers, %"
     return {
         "speed_quality": figures.scatter(fast, f"tokens/s, {level} at a time", exact),
@@ -388,13 +388,21 @@ def speed_quality(results: Results) -> dict[str, str]:
     }
 
 
-def quality(results: Results, name: str) -> tuple[tuple[float, float, float], bool]:
-    """Exact answers with their interval, and whether it is released: of a quant as many as it keeps of the release's; what else is
-    served, such as with a draft model, answers as the release does."""
+def points(results: Results, places: dict[str, float]) -> list[figures.Point]:
+    """Each name at its place with its quality, if that is known."""
+    known = {name: found for name in places if (found := quality(results, name))}
+    return [figures.Point(name, places[name], *found) for name, found in known.items()]
+
+
+def quality(results: Results, name: str) -> tuple[tuple[float, float, float], bool] | None:
+    """Exact answers with their interval, and whether it is released: of a quant as many as it keeps of the release's, None where
+    that could not be judged; what else is served, such as with a draft model, answers as the release does."""
     whole = results.interval(results.recipe.release, "exact")
     kept = results.stages.get(f"retention/{name}")
     if kept is None:
         return whole, True
+    if "exact_kept" not in kept:
+        return None
     value, low, high = (min(1.0, part * kept["exact_kept"]) for part in whole)
     return (value, low, high), bool(kept["released"])
 

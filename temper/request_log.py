@@ -2,19 +2,24 @@
 
 A record of `kind` `request` has id, time, model, revision, path, request, response, status, usage, latency (seconds) and the
 guard's verdict; one of `kind` `feedback` has the id of the answer that it is about, thumbs, score and comment.
+
+What could not be scrubbed is not written: such a record has `unscrubbed`, the error's name, in the place of all texts.
 """
 
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import orjson
+import regex
 
-from temper import masking, records, structured
+from temper import masking, records, request_text, structured
 from temper.masking import Allowed, StandIn
 from temper.presidio import Search
 from temper.records import Row
@@ -22,6 +27,43 @@ from temper.records import Row
 TEXTS = ("request", "response", "comment", "guard")  # of a record: what people or models wrote
 CURRENT = "requests.jsonl"
 SIGNATURE = re.compile(r"(?m)^([\w.-]+)\(")  # of calls.signature
+# Keys that are no caller's words: those of OpenAI's requests and answers, of JSON schemas and of a record. All others are scrubbed.
+FORM = request_text.KEPT | {
+    *("role", "content", "name", "type", "text", "refusal", "thinking", "reasoning", "reasoning_content", "image_url"),
+    *("url", "detail", "tool_calls", "tool_call_id", "function_call", "function", "id", "index", "arguments", "strict"),
+    *("json_schema", "schema", "parameters", "properties", "required", "items", "enum", "const", "description"),
+    *("title", "default", "examples", "format", "pattern", "minimum", "maximum", "additionalProperties", "anyOf"),
+    *("oneOf", "allOf", "$ref", "$defs", "choices", "ended", "finish_reason", "verdict", "rule"),
+}
+NUMBERED = re.compile(r"(?:name|arguments) \d+")  # of replies.texts: the calls of an answer
+DIGITS = 7  # of a number from which on it may be a telephone's or a card's
+# What is kept of a record whose texts could not be scrubbed: nothing that anybody wrote.
+UNWRITTEN = ("kind", "id", "time", "model", "revision", "path", "status", "usage", "latency", "thumbs", "score")
+# What taggers, and readers of JSON and code, raise at a text that they were not made for.
+FAILURES: tuple[type[Exception], ...] = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError),
+    *(SyntaxError, TypeError, ValueError, re.error, regex.error),
+)
+Scrub = Callable[[list[Row]], Iterator[Row]]
+
+
+def surely(found: list[Row], scrub: Scrub) -> list[Row]:
+    """The records as `scrub` leaves them. One that it fails at is kept without its texts, and takes no other with it."""
+    try:
+        return list(scrub(found))
+    except FAILURES as error:
+        if len(found) > 1:
+            return [kept for record in found for kept in surely([record], scrub)]
+        return [withheld(found[0], type(error).__name__)]
+
+
+def withheld(record: Row, error: str) -> Row:
+    """A record of which nobody's words are left, for they could not be scrubbed; `unscrubbed` says so, and why."""
+    empty: Row = {"comment": None}
+    if record["kind"] == "request":
+        empty = {"request": {}, "response": {"choices": [], "ended": ""}, "guard": {"verdict": None, "rule": ""}}
+    rest = {key: record[key] for key in UNWRITTEN if key in record}
+    return rest | empty | {"time": timestamp(record["time"]), "unscrubbed": error}
 
 
 def scrubbed(found: list[Row], search: Search, allowed: Allowed, stand_in: StandIn) -> Iterator[Row]:
@@ -60,22 +102,54 @@ def tool_names(record: Row) -> set[str]:
     return names.union(*(SIGNATURE.findall(text) for text in turns if isinstance(text, str)))
 
 
-def strings(value: Any) -> Iterator[str]:
-    """The strings of a value in their order; of a file in a data URL only that there was one."""
+def strings(value: Any, key: str = "") -> Iterator[str]:
+    """What is to be scrubbed in a value, in its order: strings, long numbers after their `key`, and keys that are not of the FORM.
+
+    Of a file in a data URL there is only that there was one.
+    """
     if isinstance(value, str):
         yield "<DATA>" if value.startswith("data:") else value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from strings(inner)
+    elif is_long(value):
+        yield json.dumps({key: value})
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner, key)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from () if is_of_form(name) else strings(name)
+            yield from strings(inner, name)
 
 
 def replaced(value: Any, written: Iterator[str]) -> Any:
-    """`value` with its strings replaced by those of `written`, in their order."""
+    """`value` with what `strings` has of it replaced by `written`, in its order. Keys that come out alike are numbered."""
     if isinstance(value, str):
         return next(written)
-    if isinstance(value, dict):
-        return {key: replaced(inner, written) for key, inner in value.items()}
-    return [replaced(inner, written) for inner in value] if isinstance(value, list) else value
+    if is_long(value):
+        return next(iter(json.loads(next(written)).values()))
+    if isinstance(value, list):
+        return [replaced(inner, written) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        name = key if is_of_form(key) else unused(next(written), found)
+        found[name] = replaced(inner, written)
+    return found
+
+
+def is_of_form(key: str) -> bool:
+    return key in FORM or NUMBERED.fullmatch(key) is not None
+
+
+def is_long(value: Any) -> bool:
+    """Whether a number has as many digits as those that name a person."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) >= 10 ** (DIGITS - 1)
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """`name`, or the first of `name 2`, `name 3`, … that is free."""
+    numbered = (f"{name} {number}" for number in count(2))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
 
 
 def timestamp(seconds: float) -> str:

@@ -52,14 +52,14 @@ class Asked:
     positions: int
     """Of each at most, its last ones."""
     prompts: list[list[int]]
-    """Of `rows`, to be answered."""
+    """Of `rows`, to be answered; none where the data has no chats."""
     rows: list[Row]
     max_tokens: int
     """Of an answer."""
 
     def longest(self) -> int:
         """Tokens that an engine must have room for."""
-        return max(*map(len, self.texts), self.max_tokens + max(map(len, self.prompts)))
+        return max(*map(len, self.texts), self.max_tokens + max(map(len, self.prompts), default=0))
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Seen:
 
 
 def asked(rows: list[Row], tokenizer: Any, texts: int, positions: int, answers: int, max_tokens: int) -> Asked:
-    """What engines are asked about `rows`: `texts` of them whole and `answers` of them up to their answer, evenly spread."""
+    """What engines are asked about `rows`: `texts` of them whole and `answers` of the chats up to their answer, evenly spread."""
     whole = [calibration.encoded(calibration.text(row, tokenizer), tokenizer) for row in spread(rows, texts)]
-    chosen = spread(rows, answers)
+    chosen = spread([row for row in rows if "messages" in row], answers)
     prompts = [
         tokenizer.apply_chat_template(row["messages"][:-1], tokenize=False, add_generation_prompt=True)
         for row in chosen
@@ -86,8 +86,8 @@ def seen(engine: Engine, asked: Asked) -> Seen:
 
 
 def figures(asked: Asked, model: Seen, quant: Seen, tokenizer: Any, confidence: float, seed: int) -> dict[str, Any]:
-    """Every figure of a quant beside those of its model."""
-    return distributions(asked, model, quant) | task(asked, model, quant, tokenizer, confidence, seed)
+    """Every figure of a quant beside those of its model; `unjudged` names those of MEASURES that are not among them, and why."""
+    return distributions(asked, model, quant) | answered(asked, model, quant, tokenizer, confidence, seed)
 
 
 def distributions(asked: Asked, model: Seen, quant: Seen) -> dict[str, float]:
@@ -119,22 +119,34 @@ def perplexity(log_probs: "list[Tensor]", targets: "list[Tensor]") -> float:
     return math.exp(float(torch.cat(nats).mean()))
 
 
-def task(asked: Asked, model: Seen, quant: Seen, tokenizer: Any, confidence: float, seed: int) -> dict[str, float]:
-    """Exact answers and argument F1 of both by the verifier of `evaluate`, the share of answers that are the same text, and
-    `exact_kept`: the quant's exact answers as a share of the model's, 1 where it had none to lose. `exact_change`, of the rate, has
-    an interval over rows, which a ratio of few answers has not."""
+def answered(asked: Asked, model: Seen, quant: Seen, tokenizer: Any, confidence: float, seed: int) -> dict[str, Any]:
+    """The share of answers that are the same text, and the task's figures of those to rows with a gold call."""
+    if not asked.rows:
+        return {"answers": 0, "unjudged": "unchanged and exact_kept: no row is a chat"}
     before, after = (
         [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in one.answers] for one in (model, quant)
     )
-    old, new = (scored(texts, asked.rows) for texts in (before, after))
+    same = [a == b for a, b in zip(before, after, strict=True)]
+    graded = [place for place, row in enumerate(asked.rows) if "gold" in row]
+    rows, old, new = ([of[place] for place in graded] for of in (asked.rows, before, after))
+    found = {"answers": len(after)} | intervals.rate("unchanged", same, confidence)
+    return found | task(scored(old, rows), scored(new, rows), confidence, seed)
+
+
+def task(old: list[calls.Score], new: list[calls.Score], confidence: float, seed: int) -> dict[str, Any]:
+    """Exact answers and argument F1 of a model and its quant by the verifier of `evaluate`, and `exact_kept`: the quant's exact
+    answers as a share of the model's, which is not there where the model had none to lose. `exact_change`, of the rate, has an
+    interval over rows, which a ratio of few answers has not."""
+    if not old:
+        return {"unjudged": "exact_kept: no answered row has a gold call"}
     kept, had = (sum(one.exact for one in scores) for scores in (new, old))
     changes = [float(b.exact) - float(a.exact) for a, b in zip(old, new, strict=True)]
-    found = {"answers": len(after), "exact_kept": kept / had if had else 1.0}
-    found |= intervals.mean("exact_change", changes, confidence, seed)
+    found: dict[str, Any] = intervals.mean("exact_change", changes, confidence, seed)
     for name, scores in (("", new), ("_bf16", old)):
         found |= {f"exact{name}": fmean(one.exact for one in scores)}
         found |= {f"argument_f1{name}": fmean(one.argument_f1 for one in scores)}
-    return found | intervals.rate("unchanged", [a == b for a, b in zip(before, after, strict=True)], confidence)
+    none = f"exact_kept: the model answers none of {len(old)} rows right"
+    return found | ({"exact_kept": kept / had, "unjudged": ""} if had else {"unjudged": none})
 
 
 def scored(texts: list[str], rows: list[Row]) -> list[calls.Score]:
@@ -142,9 +154,15 @@ def scored(texts: list[str], rows: list[Row]) -> list[calls.Score]:
 
 
 def verdict(found: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """`released`, and `withheld` with every figure that is beyond its limit: `exact_kept 0.91 < 0.97`."""
-    held = {field.name: getattr(limits, field.name) for field in fields(limits)}
-    lines = [beyond(name, found[MEASURES[name]], limit) for name, limit in held.items() if limit is not None]
+    """`released`, and `withheld` with every figure that is beyond its limit: `exact_kept 0.91 < 0.97`.
+
+    A figure that could not be judged is beyond none; a quant of which none could be is withheld.
+    """
+    set_ = {field.name: getattr(limits, field.name) for field in fields(limits)}
+    held = {name: limit for name, limit in set_.items() if limit is not None}
+    judged = {name: limit for name, limit in held.items() if MEASURES[name] in found}
+    lines = [beyond(name, found[MEASURES[name]], limit) for name, limit in judged.items()]
+    lines += [f"not judged ({found['unjudged']})"] if held and not judged else []
     withheld = ", ".join(filter(None, lines))
     return {"released": not withheld, "withheld": withheld}
 

@@ -1,11 +1,14 @@
 """The scorecard: the deliverable in points, each line from one figure of reports/ by the scale that conf/scorecard gives it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+REPORTS = Path("reports")
+APART = "benchmarks/"  # of reports/, what `make bench-…` and `make verify` write, which no stage does
 
 
 @dataclass
@@ -46,10 +49,21 @@ class Line:
         return self.scale.points * min(1.0, max(0.0, reached))
 
 
-def lines(scales: Mapping[str, Scale], parts: Mapping[str, Part], root: Path = Path("reports")) -> dict[str, Line]:
-    """Every line with its figure; exits where points do not add up to the parts' weights."""
+def lines(scales: Mapping[str, Scale], parts: Mapping[str, Part], made: Collection[str]) -> dict[str, Line]:
+    """Every line with its figure; exits where points do not add up to the parts' weights.
+
+    A report that is none of `made`, the outs of this recipe's stages, is left over from another: its figure is not of this release.
+    """
     check(scales, parts)
-    return {name: Line(scale, figure(root / scale.report, scale.key)) for name, scale in scales.items()}
+    own = {name for name, scale in scales.items() if is_own(scale.report, made)}
+    return {
+        name: Line(scale, figure(REPORTS / scale.report, scale.key) if name in own else None)
+        for name, scale in scales.items()
+    }
+
+
+def is_own(report: str, made: Collection[str]) -> bool:
+    return report.startswith(APART) or str(REPORTS / report) in made
 
 
 def check(scales: Mapping[str, Scale], parts: Mapping[str, Part]) -> None:

@@ -1,11 +1,12 @@
 """What `make serve` is told: the section `serve` of a composed file, which the server's own process reads too."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import params
+from temper import params, speculation
 from temper.guard import Guard
 
 SETTINGS = "TEMPER_SERVE"
@@ -71,6 +72,8 @@ class Serve:
     engine: str
     model: str | None
     """A folder, or for llama.cpp a GGUF file; null takes the release."""
+    revision: str | None
+    """Of the model, in hexadecimal digits; null takes DVC's hash, or that of its content."""
     name: str
     """By which callers ask for the model."""
     dtype: str
@@ -80,6 +83,8 @@ class Serve:
     """Null takes a free one."""
     context: int | None
     """Tokens of a prompt and its answer together; null takes the model's own."""
+    draft: str | None
+    """Of speculation.METHODS, that `bench` measured; null speculates with none."""
     arguments: list[str]
     """More of the engine's own, as on its command line."""
     api_key_env: str | None
@@ -87,6 +92,8 @@ class Serve:
     drain_seconds: int
     """That answers begun may take once the server is asked to end."""
     structured: str | None
+    engine_log: str | None
+    """A file with what the engine says; null is where the server says its own."""
     guard: Guard
     limits: Limits
     log: Log
@@ -94,17 +101,41 @@ class Serve:
 
 
 def load(path: Path) -> Serve:
-    """The section, if it makes sense; exits naming what does not."""
+    """The section, if it makes sense and this process has its secrets; exits naming what does not."""
     cfg = params.load("serve", Serve, path)
-    if cfg.engine not in ENGINES:
-        raise SystemExit(f"serve.engine: '{cfg.engine}': choose one of {', '.join(ENGINES)}")
-    if cfg.structured is not None and cfg.structured not in STRUCTURES:
-        raise SystemExit(f"serve.structured: '{cfg.structured}': choose null or one of {', '.join(STRUCTURES)}")
+    check(cfg)
     for place, name in secrets(cfg).items():
         if not os.environ.get(name):
             raise SystemExit(f"serve.{place}: the variable {name} is not set: export it, or set the option to null")
     cfg.guard.check()
     return cfg
+
+
+def check(cfg: Serve) -> None:
+    """Exit naming what makes no sense on any machine."""
+    if cfg.engine not in ENGINES:
+        raise SystemExit(f"serve.engine: '{cfg.engine}': choose one of {', '.join(ENGINES)}")
+    if cfg.structured is not None and cfg.structured not in STRUCTURES:
+        raise SystemExit(f"serve.structured: '{cfg.structured}': choose null or one of {', '.join(STRUCTURES)}")
+    if cfg.revision is not None and not re.fullmatch(r"[0-9a-f]{1,40}", cfg.revision):
+        # It is a part of the ids of answers, which come back with feedback.
+        raise SystemExit(f"serve.revision: '{cfg.revision}': expected 1 to 40 hexadecimal digits, or null")
+    if cfg.draft is not None:
+        check_draft(cfg)
+
+
+def check_draft(cfg: Serve) -> None:
+    """Exit where no draft can be served."""
+    if cfg.draft not in speculation.METHODS:
+        raise SystemExit(f"serve.draft: '{cfg.draft}': choose null or one of {', '.join(speculation.METHODS)}")
+    if cfg.engine != "vllm":
+        raise SystemExit(
+            f"serve.draft: '{cfg.draft}': {cfg.engine} is told of none here: take serve=vllm, or set it to null"
+        )
+    if cfg.model:
+        raise SystemExit(
+            f"serve.draft: '{cfg.draft}' was measured with the release, not with {cfg.model}: set one of them to null"
+        )
 
 
 def secrets(cfg: Serve) -> dict[str, str]:

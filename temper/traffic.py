@@ -92,9 +92,9 @@ class Log:
 
 
 def files(named: str) -> list[Path]:
-    """The files of a log: a folder's, or one file; the oldest first."""
+    """The files of a log: a folder's and those of folders in it, as replicas write them, or one file; the oldest first."""
     place = Path(named)
-    found = sorted(place.glob("requests*.jsonl")) if place.is_dir() else [place]
+    found = sorted(place.rglob("requests*.jsonl")) if place.is_dir() else [place]
     if not found or not found[0].is_file():
         raise SystemExit(
             f"{named}: no log there: name the folder that `make serve` writes (serve.log.folder), or a file"
@@ -170,6 +170,8 @@ def _left_out(row: Row) -> str:
     """Why an exchange tells nothing of the model; "" where it does."""
     if not row.get("path", "").endswith("/chat/completions"):
         return "completion"  # a bare prompt is no conversation to train on
+    if row.get("unscrubbed"):
+        return "unscrubbed"  # its texts were not kept
     if row.get("guard", {}).get("verdict") in BLOCKED:
         return "blocked"
     status = int(row.get("status", 0))

@@ -82,6 +82,15 @@ def test_quants_are_read_from_their_retention(tmp_path: Path, monkeypatch: pytes
     assert values["quants_exact_kept"] == 0.98
     assert values["quants_awq_withheld"] == "exact_kept 0.9 < 0.97"
     assert "quants_awq_exact_kept" not in values
+    metrics.write(
+        tmp_path / "reports/retention/gguf.json", {"withheld": "", "released": True, "unjudged": "exact_kept"}
+    )
+    assert "quants_gguf_exact_kept" not in serve.quants(argparse.Namespace())
+    metrics.write(
+        tmp_path / "reports/retention/gptq.json", {"withheld": "", "released": True, "unjudged": "exact_kept"}
+    )
+    with pytest.raises(SystemExit, match="no released quant whose exact answers were judged"):
+        serve.quants(argparse.Namespace())
 
 
 def test_a_part_is_measured_once_by_the_same_command(

@@ -369,6 +369,15 @@ def test_a_quant_that_is_withheld_or_of_another_run_is_no_part_of_the_release(ru
         assert found == names
 
 
+def test_a_quant_whose_answers_could_not_be_judged_is_no_failure(run: Path) -> None:
+    unjudged = {"released": True, "withheld": "", "unjudged": "exact_kept: no answered row has a gold call"}
+    metrics.write("reports/retention/gptq.json", unjudged)
+    stage.main()
+    values = metrics.read(gate.REPORT)
+    assert values["retention_gptq_value"] == "reports/retention/gptq.json: has no exact_kept"
+    assert values["retention_gptq_verdict"] == SKIPPED
+
+
 def test_a_required_figure_that_is_missing_fails(run: Path) -> None:
     Path("reports/bench/bf16.json").write_text("{}")
     with pytest.raises(SystemExit, match="latency_first_token"):

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -11,20 +12,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands.compose import composed
-from temper import calls, guard_training, log_pipe, offline_guard, params, serving
+from temper import calls, exchange, exposition, guard_training, log_pipe, offline_guard, params, serving
 from temper.exchange import GONE, Message, Receive, Scope, Send, Shared, respond
 from temper.exposition import Series
 from temper.gateway import Gateway
 from temper.guard import BLOCKED, FAILED, Asked, Endpoint, Finding
 from temper.llama_app import LlamaApp
 from temper.log_pipe import LogPipe
+from temper.offline_guard import OfflineGuard
 from temper.serving import Serve
 
 CHAT = "/v1/chat/completions"
@@ -65,15 +67,17 @@ class Engine:
             await asyncio.sleep(self.pause)
         message = {"role": "assistant", "content": "".join(self.words)}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": {"content": self.words}}
-        await respond(send, 200, {"id": "chatcmpl-1", "choices": [choice], "usage": {"total_tokens": 5}})
+        id = f"chatcmpl-{self.asked[-1]['request_id']}"
+        await respond(send, 200, {"id": id, "choices": [choice], "usage": {"total_tokens": 5}})
 
     async def stream(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        own = {"id": f"chatcmpl-{self.asked[-1]['request_id']}"}
         for number, word in enumerate(self.words):
             await asyncio.sleep(self.pause)
             reason = "stop" if number == len(self.words) - 1 else None
-            await send(body(chunk([{"index": 0, "delta": {"content": word}, "finish_reason": reason}])))
-        await send(body(chunk([], usage={"total_tokens": 5})))
+            await send(body(chunk([{"index": 0, "delta": {"content": word}, "finish_reason": reason}], **own)))
+        await send(body(chunk([], **own, usage={"total_tokens": 5})))
         await send(body(b"data: [DONE]\n\n", more=False))
 
 
@@ -185,7 +189,7 @@ def make(engine: Engine, kept: Kept) -> Make:
                 else cfg
             )
             setattr(place, key, value)
-        return Gateway(engine, Shared(cfg, "models/dpo", "abc", kept, Series()))
+        return Gateway(engine, Shared(cfg, "models/dpo", "abc", kept, Series("abc")))
 
     return made
 
@@ -245,9 +249,7 @@ def test_a_key_is_asked_for_by_the_name_of_its_variable(make: Make, monkeypatch:
     assert run(Caller().ask(app, b"", "/health", "GET")).status == 200
 
 
-def test_the_offline_guard_reads_what_the_caller_says_and_nothing_else(
-    make: Make, engine: Engine, tmp_path: Path
-) -> None:
+def test_the_offline_guard_reads_every_turn_by_itself(make: Make, engine: Engine, tmp_path: Path) -> None:
     harmful, benign = ([f"{verb} {thing}" for thing in "abcdef"] for verb in ("poison", "paint"))
     texts = guard_training.vectors([*harmful, *benign])
     guard = guard_training.fit(texts, np.array([True] * 6 + [False] * 6), 10, 17)
@@ -256,10 +258,12 @@ def test_the_offline_guard_reads_what_the_caller_says_and_nothing_else(
     app = make(classifier=str(tmp_path / "guard"))
     blocked = run(Caller().ask(app, chat("poison a")))
     assert (blocked.status, blocked.json()["error"]["code"]) == (400, "content_filter")
+    for role in ("system", "developer", "tool", "assistant"):
+        said = [{"role": role, "content": "poison b"}, *chat("paint a")["messages"]]
+        assert run(Caller().ask(app, chat() | {"messages": said})).status == 400
     assert engine.asked == []
-    system = {"role": "system", "content": "Never poison."}
-    said = chat("paint a") | {"messages": [system, *chat("paint a")["messages"]]}
-    assert run(Caller().ask(app, said)).status == 200
+    said = [{"role": "system", "content": "paint b"}, *chat("paint a")["messages"]]
+    assert run(Caller().ask(app, chat() | {"messages": said})).status == 200
 
 
 def test_a_key_that_is_not_set_stops_the_start(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +341,60 @@ def test_a_request_that_does_not_arrive_is_given_up(make: Make) -> None:
 
     asyncio.run(app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, never, send))
     assert answers[0]["status"] == 408
+
+
+def begun(app: Gateway, piece: bytes) -> "asyncio.Task[list[Message]]":
+    """A request of which a piece came and nothing after it."""
+    pieces = iter([{"type": "http.request", "body": piece, "more_body": True}])
+    answers: list[Message] = []
+
+    async def receive() -> Message:
+        for one in pieces:
+            return one
+        await asyncio.sleep(3600)
+        return {}
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    async def asked() -> list[Message]:
+        await app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
+        return answers
+
+    return asyncio.ensure_future(asked())
+
+
+def test_those_who_send_slowly_keep_no_places(make: Make) -> None:
+    app = make(concurrent=1, queued=0, body_seconds=0.5)
+
+    async def both() -> Answer:
+        slow = [begun(app, b"{") for _ in range(5)]
+        await asyncio.sleep(0.05)
+        answer = await Caller().ask(app, chat())
+        assert [messages[0]["status"] for messages in await asyncio.gather(*slow)] == [408] * 5
+        return answer
+
+    assert run(both()).status == 200
+    assert app.shared.series.requests == {"200": 1, "408": 5}
+    assert app.shared.series.arriving == 0
+
+
+def test_large_bodies_on_their_way_keep_no_small_one_out(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "ARRIVING", 250_000)
+    app = make(body_seconds=0.5)
+
+    async def all_() -> Answer:
+        slow = [begun(app, b" " * 100_000) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        answer = await Caller().ask(app, chat())
+        ends = [messages[0] for messages in await asyncio.gather(*slow)]
+        assert sorted(end["status"] for end in ends) == [408, 408, 429]
+        assert all((b"connection", b"close") in end["headers"] for end in ends)
+        return answer
+
+    assert run(all_()).status == 200
+    assert app.shared.series.arriving == 0
+    assert run(Caller().ask(app, chat("x" * 100_000))).status == 200
 
 
 def test_one_more_than_may_wait_is_told_to_come_again(make: Make, engine: Engine) -> None:
@@ -434,6 +492,80 @@ def test_a_guard_model_sees_an_answer_before_the_caller_does(make: Make, engine:
     assert (refused.status, refused.json()["error"]["code"]) == (400, "content_filter")
 
 
+def also(**turn: Any) -> dict[str, Any]:
+    """A request with another turn before that of the user."""
+    return chat() | {"messages": [turn, *chat()["messages"]]}
+
+
+TOLD: dict[str, dict[str, Any]] = {
+    **{role: also(role=role, content="bad") for role in ("system", "developer", "tool", "function", "assistant")},
+    "an earlier turn": also(role="user", content="bad"),
+    "a role": also(role="bad", content="fine"),
+    "a name": also(role="user", name="bad", content="fine"),
+    "a part that is a string": also(role="user", content=["fine", "bad"]),
+    "a refusal": also(role="assistant", content=[{"type": "refusal", "refusal": "bad"}]),
+    "what a part has besides": also(role="user", content=[{"type": "text", "text": "fine", "title": "bad"}]),
+    "a thought": also(role="assistant", content="fine", reasoning="bad"),
+    "a call": also(role="assistant", content=None, tool_calls=[{"function": {"name": "f", "arguments": "bad"}}]),
+    "a tool": chat(tools=[{"type": "function", "function": TOOL | {"description": "bad"}}]),
+    "a key": chat(tools=[{"type": "function", "function": TOOL | {"parameters": {"properties": {"bad": {}}}}}]),
+    "a document": chat(documents=[{"title": "fine", "text": "bad"}]),
+    "a template": chat(chat_template="bad"),
+    "a template's value": chat(chat_template_kwargs={"guideline": "bad"}),
+    "the form of the answer": chat(response_format={"type": "json_schema", "json_schema": {"description": "bad"}}),
+    "a prompt": {"model": "temper", "prompt": ["fine", "bad"]},
+    "what follows a prompt": {"model": "temper", "prompt": "fine", "suffix": "bad"},
+}
+
+
+@pytest.mark.parametrize("given", TOLD.values(), ids=TOLD)
+def test_whatever_the_model_would_read_is_read_by_guards_before(
+    make: Make, engine: Engine, given: dict[str, Any]
+) -> None:
+    path = CHAT if "messages" in given else "/v1/completions"
+    classified = make(phrases=())
+    classified.shared.classifier = cast(OfflineGuard, GuardOfWords("bad"))
+    for app in (guarded(make, GuardModel(8)), classified):
+        answer = run(Caller().ask(app, given, path))
+        assert (answer.status, answer.json()["error"]["code"]) == (400, "content_filter")
+    assert engine.asked == []
+
+
+class GuardOfWords:
+    """A stand-in for the offline guard, which objects to a word and to nothing else that it is shown."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def find(self, text: str) -> Finding | None:
+        return Finding(BLOCKED, self.word) if self.word in text.split() else None
+
+
+def test_a_guard_model_is_asked_about_one_turn_and_about_what_no_model_reads_never(make: Make) -> None:
+    asked: list[list[dict[str, str]]] = []
+
+    class Noting(GuardModel):
+        async def find(self, chat: list[dict[str, str]]) -> Finding | None:
+            asked.append(chat)
+            return None
+
+    said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And now?")]
+    given = chat(user="jane", stop=["end"], metadata={"who": "jane"}, temperature=0.5)
+    given |= {"messages": [{"role": role, "content": content} for role, content in said]}
+    assert run(Caller().ask(guarded(make, Noting(8)), given)).status == 200
+    turn = {"role": "user", "content": "Be brief.\n\nHi\n\nHello\n\nAnd now?"}
+    assert asked == [[turn], [turn, {"role": "assistant", "content": "Hello, world"}]]
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "prompt_embeds", ""])
+def test_what_no_guard_of_text_reads_is_refused_where_there_is_one(make: Make, engine: Engine, kind: str) -> None:
+    given = also(role="user", content=[{"type": kind or "text", "text": "fine"} | ({} if kind else {"image_url": "x"})])
+    answer = run(Caller().ask(make(), given))
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_value")
+    assert engine.asked == []
+    assert run(Caller().ask(make(input=False), given)).status == 200
+
+
 def test_a_guard_model_that_does_not_reply_blocks_or_lets_pass_as_configured(make: Make, engine: Engine) -> None:
     engine.words = ["bad"]
     closed = guarded(make, GuardModel(1, FAILED))
@@ -493,17 +625,17 @@ def test_what_takes_too_long_is_ended(make: Make, engine: Engine) -> None:
 def test_a_callers_own_request_id_does_not_reach_the_engine(make: Make, engine: Engine) -> None:
     run(Caller().ask(make(), chat(request_id="jane"), headers={"x-request-id": "1"}))
     assert b"x-request-id" not in engine.headers[0]
-    assert "request_id" not in engine.asked[0]
+    assert re.fullmatch(r"abc-[0-9a-f]{32}", engine.asked[0]["request_id"])
 
 
 def test_a_record_has_what_the_flywheel_needs_and_not_who_asked(make: Make, kept: Kept) -> None:
-    run(Caller().ask(make(), chat(stream=True, user="jane", metadata={"who": "jane"}, temperature=0.5)))
+    answer = run(Caller().ask(make(), chat(stream=True, user="jane", metadata={"who": "jane"}, temperature=0.5)))
     record = kept.records[0]
     assert "jane" not in json.dumps(record)
     assert record["request"]["messages"] == [{"role": "user", "content": "Hi"}]
     assert record["request"]["temperature"] == 0.5
     assert record["response"]["choices"] == [{"index": 0, "content": "Hello, world", "finish_reason": "stop"}]
-    assert (record["id"], record["model"], record["revision"]) == ("chatcmpl-1", "models/dpo", "abc")
+    assert (record["id"], record["model"], record["revision"]) == (answer.events()[0]["id"], "models/dpo", "abc")
     assert 0 < record["latency"]["first_token"] <= record["latency"]["total"]
     assert record["guard"]["verdict"] == "allowed"
 
@@ -541,21 +673,38 @@ def test_llama_cpp_answers_posts_alone_though_other_methods_pass_the_gateway(
 
 def test_feedback_is_kept_by_the_id_of_its_answer(make: Make, kept: Kept) -> None:
     app = make()
+    id = run(Caller().ask(app, chat())).json()["id"]
     for given in ({"thumbs": "down", "comment": "wrong"}, {"score": 0.25}, {"score": 0.75}):
-        assert run(Caller().ask(app, {"id": "chatcmpl-1", **given}, "/v1/feedback")).status == 202
-    assert [record["kind"] for record in kept.records] == ["feedback"] * 3
-    assert kept.records[0]["comment"] == "wrong"
+        assert run(Caller().ask(app, {"id": id, **given}, "/v1/feedback")).status == 202
+    asked, *opinions = kept.records
+    assert [(record["kind"], record["id"]) for record in opinions] == [("feedback", asked["id"])] * 3
+    assert opinions[0]["comment"] == "wrong"
     assert app.shared.series.thumbs == {"down": 1}
-    assert list(app.shared.series.scores) == [0.25, 0.75]
-    for wrong in (
-        {},
-        {"id": "x y", "thumbs": "up"},
-        {"id": "1"},
-        {"id": "1", "thumbs": "meh"},
-        {"id": "1", "score": 2},
-    ):
+    for wrong in ({}, {"id": id}, {"id": id, "thumbs": "meh"}, {"id": id, "score": 2}):
         assert run(Caller().ask(app, wrong, "/v1/feedback")).status == 400
-    assert len(kept.records) == 3
+    for stray in ("jane.roe", "1", f"{id}.jane", id.replace("abc", "jane-roe"), f"temper-{id}", 1, None):
+        answer = run(Caller().ask(app, {"id": stray, "thumbs": "up"}, "/v1/feedback"))
+        assert (answer.status, answer.json()["error"]["message"][:3]) == (400, "id:")
+    assert len(kept.records) == 4
+
+
+def test_a_score_counts_for_the_revision_that_answered_whichever_replica_hears_it(make: Make) -> None:
+    old, new = make(), make()
+    new.shared.revision = "def"
+    id = run(Caller().ask(new, chat())).json()["id"]
+    for app, of, score in ((old, id, 0.25), (old, id.replace("def", "abc"), 0.5), (old, id, 0.75)):
+        assert run(Caller().ask(app, {"id": of, "score": score}, "/v1/feedback")).status == 202
+    assert {revision: list(scores) for revision, scores in old.shared.series.scores.items()} == {
+        "abc": [0.5],
+        "def": [0.25, 0.75],
+    }
+    assert not new.shared.series.scores
+    # Whoever has the key can name any revision.
+    for number in range(100):
+        assert (
+            run(Caller().ask(old, {"id": id.replace("def", f"{number:x}"), "score": 1}, "/v1/feedback")).status == 202
+        )
+    assert len(old.shared.series.scores) == exposition.REVISIONS
 
 
 def test_tools_become_the_tasks_prompt_and_the_form_of_its_answer(make: Make, engine: Engine) -> None:

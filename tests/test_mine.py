@@ -258,11 +258,13 @@ def test_files_are_read_oldest_first_and_what_tells_nothing_is_counted(site: Pat
         plain | {"id": "c", "path": "/v1/completions"},
         plain | {"id": "d", "status": 429},
     ]
+    # As replicas write them, each into a folder of its own.
+    records.write("logs/pod/requests.jsonl", [plain | {"id": "y"}])
     records.write("logs/requests-20260301T000000.0.jsonl", others)
     records.write("logs/requests.jsonl", [plain])
     assert [path.name for path in traffic.files("logs")][-1] == "requests.jsonl"
     found = traffic.read(traffic.files("logs"), None, NOBODY)
-    assert [one.id for one in found.exchanges] == ["x"]
+    assert [one.id for one in found.exchanges] == ["x", "y"]
     assert {key: found.counts[f"left_out_{key}"] for key in ("blocked", "completion", "refused")} == {
         "blocked": 1,
         "completion": 1,

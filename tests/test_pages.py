@@ -628,6 +628,17 @@ def test_every_comparison_is_drawn_with_its_interval_in_the_colour_of_its_verdic
     assert pages.differences({}) == ""
 
 
+def test_a_quant_that_could_not_be_judged_is_no_point_and_says_so(results: Results) -> None:
+    kept = results.stages["retention/gguf"]
+    del kept["exact_kept"]
+    kept["unjudged"] = "exact_kept: the model answers none of 4 rows right"
+    assert pages.quality(results, "gguf") is None
+    line = "weight; 87% of answers unchanged, KL 0.032 (not judged: exact_kept: the model answers none of 4 rows right)"
+    assert line in carded(results)
+    assert "<td>87%</td><td>not judged</td><td>yes</td>" in reported(results)
+    assert ">gguf<" not in pages.speed_quality(results)["size_quality"]
+
+
 def test_what_is_served_is_drawn_by_its_speed_and_quants_by_their_size(results: Results) -> None:
     results.stages["bench/gguf"] = {"c8_tokens_per_second": 70.0}
     results.stages["bench/eagle3"] = {"c8_tokens_per_second": 61.0}
@@ -637,7 +648,7 @@ def test_what_is_served_is_drawn_by_its_speed_and_quants_by_their_size(results: 
     assert all(f">{name}<" in drawn["size_quality"] for name in ("bf16", "gguf", "gptq"))
     whole = results.interval("dpo", "exact")
     assert pages.quality(results, "gguf") == (tuple(0.98 * part for part in whole), True)
-    assert pages.quality(results, "gptq")[1] is False, "withheld"
+    assert (pages.quality(results, "gptq") or ())[1] is False, "withheld"
     assert pages.quality(results, "eagle3") == pages.quality(results, "bf16") == (whole, True)
     none = replace(results, recipe=replace(RECIPE, formats=[]))
     assert pages.speed_quality(none)["size_quality"] == ""

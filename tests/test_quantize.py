@@ -183,6 +183,14 @@ def test_a_quant_is_released_within_its_limits_alone(limit: dict[str, float], wi
     assert found == {"released": not withheld, "withheld": withheld}
 
 
+def test_what_cannot_be_judged_is_held_to_what_can() -> None:
+    left = {key: value for key, value in FIGURES.items() if key != "exact_kept"} | {"unjudged": "exact_kept: no gold"}
+    assert retention.verdict(left, replace(NONE, exact=0.97, kl=0.1)) == {"released": True, "withheld": ""}
+    assert retention.verdict(left, replace(NONE, exact=0.97, kl=0.01))["withheld"] == "kl 0.05 > 0.01"
+    alone = retention.verdict(left, replace(NONE, exact=0.97))
+    assert alone == {"released": False, "withheld": "not judged (exact_kept: no gold)"}
+
+
 def test_a_figure_that_is_no_number_releases_nothing() -> None:
     for name in ("kl", "exact"):
         broken = FIGURES | {retention.MEASURES[name]: float("nan")}
@@ -216,10 +224,40 @@ def test_answers_are_scored_as_evaluate_scores_them() -> None:
 
     asked = retention.Asked([], 1, [], rows, 8)
     whole, quant = seen([*right[:3], "null"]), seen([right[0], " null ", right[2], "null"])
-    found = retention.task(asked, whole, quant, Decoder(), 0.95, 17)
+    found = retention.answered(asked, whole, quant, Decoder(), 0.95, 17)
     assert (found["exact_bf16"], found["exact"], found["exact_kept"]) == (0.75, 0.5, pytest.approx(2 / 3))
     assert found["unchanged"] == 0.75
     assert found["exact_change"] == -0.25
     assert found["exact_change_low"] < -0.25 < found["exact_change_high"] + 1e-9
-    nothing = seen(["x"] * 4)
-    assert retention.task(asked, nothing, whole, Decoder(), 0.95, 17)["exact_kept"] == 1.0, "none to lose"
+    assert found["unjudged"] == ""
+    none = retention.answered(asked, seen(["x"] * 4), whole, Decoder(), 0.95, 17)
+    assert "exact_kept" not in none, "it had none to lose"
+    assert none["unjudged"] == "exact_kept: the model answers none of 4 rows right"
+    assert (none["exact_bf16"], none["unchanged"]) == (0.0, 0.0)
+    # Chats without a gold call count for what they are: the same text or not.
+    chat = {"messages": []}
+    mixed = replace(asked, rows=[rows[0], chat, rows[2], chat])
+    found = retention.answered(mixed, whole, quant, Decoder(), 0.95, 17)
+    assert (found["answers"], found["unchanged"], found["exact_kept"]) == (4, 0.75, 1.0)
+    found = retention.answered(replace(asked, rows=[chat] * 4), whole, quant, Decoder(), 0.95, 17)
+    assert (found["unchanged"], found["unjudged"]) == (0.75, "exact_kept: no answered row has a gold call")
+    assert "exact" not in found
+    found = retention.answered(replace(asked, rows=[]), seen([]), seen([]), Decoder(), 0.95, 17)
+    assert found == {"answers": 0, "unjudged": "unchanged and exact_kept: no row is a chat"}
+
+
+def test_chats_and_texts_are_asked_about_whatever_they_have_of_a_gold_call() -> None:
+    class Tokenizer:
+        def apply_chat_template(self, messages: list[str], tokenize: bool, add_generation_prompt: bool = False) -> str:
+            return "".join(messages) + (">" if add_generation_prompt else "")
+
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": list(map(ord, text))}
+
+    rows = [{"messages": ["ask", "say"]}, {"text": "prose"}, {"messages": ["a", "b"], "gold": None, "tools": []}]
+    asked = retention.asked(rows, Tokenizer(), 3, 4, 3, 8)
+    assert ["".join(map(chr, ids)) for ids in asked.texts] == ["asksay", "prose", "ab"]
+    assert ["".join(map(chr, ids)) for ids in asked.prompts] == ["ask>", "a>"]
+    assert asked.longest() == 8 + len("ask>")
+    only_text = retention.asked(rows[1:2], Tokenizer(), 3, 4, 3, 8)
+    assert (only_text.prompts, only_text.longest()) == ([], 8)

@@ -16,11 +16,19 @@ from typing import Any
 import pytest
 
 from commands.compose import composed
-from temper import langfuse, records, request_log
+from temper import langfuse, records, request_log, traffic
+from temper.masking import Allowed
 from temper.records import Row
 from temper.serving import Langfuse
 
-SECRETS = ("jane.roe@example.org", "415-555-2671", "4155552671", "Jane Roe", "AKIAIOSFODNN7EXAMPLE")
+SECRETS = (
+    "jane.roe@example.org",
+    "joe.doe@example.org",
+    "415-555-2671",
+    "4155552671",
+    "Jane Roe",
+    "AKIAIOSFODNN7EXAMPLE",
+)
 
 
 def request(id: str = "chatcmpl-1", text: str = "Hello", said: str = "Hi", **more: Any) -> Row:
@@ -56,6 +64,25 @@ PERSONAL = [
     feedback("chatcmpl-1", thumbs="down", comment="not what Jane Roe asked, mail jane.roe@example.org"),
     request("chatcmpl-2", "What is 2 + 2?", "4"),
 ]
+KEYS = request(
+    "chatcmpl-3",
+    "Who is it?",
+    tools=[
+        {
+            "type": "function",
+            "function": {
+                "name": "reach",
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "jane.roe@example.org": {"phone": [4155552671]},
+                        "joe.doe@example.org": {"enum": [7]},
+                    },
+                },
+            },
+        }
+    ],
+)
 
 
 @contextmanager
@@ -100,6 +127,60 @@ def test_nothing_personal_reaches_the_disk(tmp_path: Path) -> None:
     assert plain == PERSONAL[2] | {"time": "2023-11-14T22:13:20.500Z"}
 
 
+def test_keys_and_numbers_are_scrubbed_as_texts_are(tmp_path: Path) -> None:
+    with log(tmp_path) as writer:
+        put(writer, KEYS)
+    file = tmp_path / "logs" / request_log.CURRENT
+    assert not any(secret in file.read_text() for secret in SECRETS)
+    (record,) = records.read(file)
+    (tool,) = record["request"]["tools"]
+    assert tool["function"]["name"] == "reach"
+    assert tool["function"]["parameters"] == {
+        "type": "object",
+        "properties": {"<EMAIL_ADDRESS>": {"phone": ["<PHONE_NUMBER>"]}, "<EMAIL_ADDRESS> 2": {"enum": [7]}},
+    }
+
+
+def test_a_record_that_cannot_be_scrubbed_is_kept_without_its_texts_and_takes_no_other_with_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = request("chatcmpl-4") | {
+        "request": {"messages": "Jane Roe"},
+        "guard": {"verdict": "x", "rule": "Jane Roe"},
+    }
+    with log(tmp_path) as writer:
+        put(writer, PERSONAL[0], broken, PERSONAL[2])
+    file = tmp_path / "logs" / request_log.CURRENT
+    assert not any(secret in file.read_text() for secret in SECRETS)
+    first, withheld, last = records.read(file)
+    assert first["request"]["messages"][0]["content"].startswith("I am <PERSON>")
+    assert last == PERSONAL[2] | {"time": "2023-11-14T22:13:20.500Z"}
+    assert (withheld["id"], withheld["status"], withheld["unscrubbed"]) == ("chatcmpl-4", 200, "AttributeError")
+    assert (withheld["request"], withheld["response"]["choices"]) == ({}, [])
+    assert "chatcmpl-4: kept without its texts" in capfd.readouterr().err
+    # What reads logs counts it, and learns nothing from it.
+    found = traffic.read([file], None, Allowed((), ()))
+    assert found.counts["left_out_unscrubbed"] == 1
+    assert [one.id for one in found.exchanges] == ["chatcmpl-1", "chatcmpl-2"]
+    # Langfuse gets the trace of it too.
+    assert [event["type"] for event in langfuse.events(withheld)] == ["trace-create", "generation-create"]
+
+
+@pytest.mark.parametrize("error", request_log.FAILURES)
+def test_whatever_scrubbing_ends_in_no_record_is_lost(error: type[Exception]) -> None:
+    def scrub(found: list[Row]) -> Iterator[Row]:
+        for record in found:
+            if record["comment"] == "bad":
+                raise error.__new__(error)
+            yield record
+
+    given = [feedback(str(number), comment="bad" if number == 3 else "fine") for number in range(6)]
+    kept = request_log.surely(given, scrub)
+    assert [record["id"] for record in kept] == [record["id"] for record in given]
+    assert [record["comment"] for record in kept] == ["fine", "fine", "fine", None, "fine", "fine"]
+    assert kept[3]["unscrubbed"] == error.__name__
+
+
 def test_what_is_masked_follows_conf(tmp_path: Path) -> None:
     with log(tmp_path, "pii@serve.log.pii=presidio") as writer:
         put(writer, PERSONAL[0])
@@ -108,11 +189,11 @@ def test_what_is_masked_follows_conf(tmp_path: Path) -> None:
 
 
 def test_the_rest_of_a_record_is_as_it_was() -> None:
-    value = {"a": [1, "x", {"b": "data:image/png;base64,AAAA", "c": None}], "d": True}
+    value = {"a": [1, "x", {"type": "data:image/png;base64,AAAA", "c": None}], "seed": True, "name 0": 12345678}
     texts = list(request_log.strings(value))
-    assert texts == ["x", "<DATA>"]
-    same = request_log.replaced(value, iter(["X", "Y"]))
-    assert same == {"a": [1, "X", {"b": "Y", "c": None}], "d": True}
+    assert texts == ["a", "x", "<DATA>", "c", '{"name 0": 12345678}']
+    same = request_log.replaced(value, iter(["A", "X", "Y", "A", '{"name 0": 12345678}']))
+    assert same == {"A": [1, "X", {"type": "Y", "A": None}], "seed": True, "name 0": 12345678}
 
 
 def test_a_full_file_is_put_aside_and_the_oldest_deleted(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from commands.compose import composed
 from scripts import scorecard as stage
 from temper import graph, metrics, params, scorecard
 from temper.scorecard import Line, Part, Scale
@@ -13,6 +15,7 @@ from temper.scorecard import Line, Part, Scale
 SCALE = Scale("speed", "tokens a second", "bench/bf16.json", "c1", 10, 50, 20, "make bench")
 PARTS = {"speed": Part("Speed", 20)}
 MAKEFILE = Path("Makefile").read_text()
+MADE = {out for one in graph.stages() for out in one.outs}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +32,7 @@ def test_a_scale_may_fall() -> None:
 
 def test_every_figure_is_read_from_reports() -> None:
     cfg = params.load("scorecard", stage.Scorecard)
-    found = scorecard.lines(cfg.lines, cfg.parts)
+    found = scorecard.lines(cfg.lines, cfg.parts, MADE)
     page = scorecard.page(cfg.name, found, cfg.parts)
     for line in found.values():
         report = Path("reports") / line.scale.report
@@ -71,6 +74,8 @@ def test_the_stage_writes_what_its_reports_hold(tmp_path: Path, monkeypatch: pyt
     openness = Scale("speed", "class", "mof.yml", "assessment.class", 4, 1, 6, "make card")
     lines = {"rate": replace(SCALE, points=10), "class": openness, "lost": replace(SCALE, key="c8", points=4)}
     monkeypatch.setattr(stage.params, "load", lambda *_: stage.Scorecard("caller", PARTS, lines))
+    made = graph.Stage("bench@bf16", "", "", (), (), ("reports/bench/bf16.json", "reports/mof.yml"))
+    monkeypatch.setattr(stage.graph, "stages", lambda: [made])
     stage.main()
     found = metrics.read("reports/scorecard.json")
     assert (found["total"], found["speed"], found["unmeasured"]) == (6.5, 6.5, 1)
@@ -79,6 +84,22 @@ def test_the_stage_writes_what_its_reports_hold(tmp_path: Path, monkeypatch: pyt
     assert text.startswith("# Scorecard of caller\n\n**6 of 20 points.**")
     assert "## Speed: 6.5 of 20" in text
     assert "| class | 2 | 4 to 1 | 4.0 of 6 | `reports/mof.yml`: `assessment.class` | `make card` |" in text
+
+
+def test_what_the_recipe_left_out_earns_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = composed(["recipe.formats=[gptq]"])
+    monkeypatch.setattr(graph.params, "tree", lambda *_: OmegaConf.create(settings))
+    made = {out for one in graph.stages() for out in one.outs}
+    quant = replace(SCALE, key="ratio", none=1, full=0.25, points=5)
+    names = [f"{place}/{name}" for place in ("quantize", "benchmarks") for name in ("gptq", "gguf")]
+    scales = {name: replace(quant, report=f"{name}.json") for name in names}
+    monkeypatch.chdir(tmp_path)
+    for scale in scales.values():
+        metrics.write(f"reports/{scale.report}", {"ratio": 0.25})
+    found = scorecard.lines(scales, PARTS, made)
+    assert {name for name, line in found.items() if line.value is None} == {"quantize/gguf"}
+    assert found["quantize/gguf"].points == 0
+    assert "| not measured |" in scorecard.page("caller", found, PARTS)
 
 
 def test_words_are_no_figure(tmp_path: Path) -> None:

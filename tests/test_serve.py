@@ -22,7 +22,7 @@ import pytest
 
 from commands import serve
 from commands.compose import composed
-from temper import metrics, records, request_log, serving
+from temper import drafting, metrics, records, request_log, serving
 from tests.test_server import MODEL
 
 KEY = {"authorization": "Bearer sesame"}
@@ -297,6 +297,7 @@ def test_what_is_kept_names_nobody_and_takes_feedback(server: Server) -> None:
         assert client.post("/v1/feedback", json=given).status_code == 202
         assert client.post("/v1/feedback", json={"id": id, "score": 0.5}).status_code == 202
         assert client.post("/v1/feedback", json={"id": id}).status_code == 400
+        assert client.post("/v1/feedback", json={"id": "jane.roe", "score": 0.5}).status_code == 400
     deadline = time.monotonic() + 60
     kept: list[dict[str, Any]] = []
     while len(kept) < 3 and time.monotonic() < deadline:
@@ -308,10 +309,11 @@ def test_what_is_kept_names_nobody_and_takes_feedback(server: Server) -> None:
     )
     assert (judged["thumbs"], judged["comment"]) == ("down", "ask <EMAIL_ADDRESS>")
     assert asked["usage"]["prompt_tokens"] > 0
-    assert asked["revision"]
+    assert asked["revision"] == id.split("-")[1]
+    assert server.series()[f'temper_release{{revision="{asked["revision"]}"}}'] == 1
     assert "jane" not in "".join(file.read_text().lower() for file in server.logs.iterdir())
     series = server.series()
-    assert series["temper_judge_score"] == 0.5
+    assert series[f'temper_judge_score{{revision="{id.split("-")[1]}"}}'] == 0.5
     assert series['temper_feedback_total{thumb="down"}'] == 1
     assert series["temper_log_dropped_total"] == 0
 
@@ -365,6 +367,26 @@ def test_an_engine_that_dies_ends_the_server_with_its_status(tmp_path: Path) -> 
     assert server.process.wait(60) == 1
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
+
+
+@pytest.mark.engine
+def test_settings_in_a_file_serve_as_those_of_conf_do(tmp_path: Path) -> None:
+    """What the image of `make deploy` starts: no composition, the engine's words among its own, a revision that it is told."""
+    own = ["serve.engine_log=null", "serve.revision=0a1b", "serve.api_key_env=SERVE_KEY", "serve.limits.max_tokens=300"]
+    (tmp_path / "server.yaml").write_text(composed([*llama(tmp_path), *own]))
+    command = [sys.executable, "-m", "commands.serve", "--settings", str(tmp_path / "server.yaml"), "serve.port=null"]
+    command += [f"serve.log.folder={tmp_path / 'logs'}"]
+    environment = os.environ | {"SERVE_KEY": "sesame"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    line = next(line for line in process.stdout if " serves " in line)
+    served = Server(process, line.split("/v1 ")[0], tmp_path / "logs", line)
+    with served.client() as client:
+        id = client.post("/v1/chat/completions", json=chat()).json()["id"]
+    assert id.startswith("chatcmpl-0a1b-")
+    assert served.records(1)[0]["id"] == id
+    process.terminate()
+    assert process.wait(60) == 0
 
 
 @pytest.mark.engine
@@ -468,6 +490,28 @@ def test_vllm_gets_the_gateway_and_the_limits(tmp_path: Path, monkeypatch: pytes
         assert line[line.index(name) + 1] == value
     assert line.count("--served-model-name") == 1
     assert line[-1] == "--enable-prefix-caching"
+
+
+def test_a_draft_is_the_engines_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.envs, "python", lambda env: Path(f"/{env}/bin/python"))
+    asked: list[tuple[str, Path]] = []
+
+    def arguments(method: str, settings: Any, head: Path) -> list[str]:
+        asked.append((method, head))
+        return ["--speculative-config.method", method]
+
+    monkeypatch.setattr(drafting, "arguments", arguments)
+    (tmp_path / "params.yaml").write_text(composed(["serve.draft=eagle3", "serve.port=null"]))
+    monkeypatch.chdir(tmp_path)
+    for name in ("dpo", "draft"):
+        Path("models", name).mkdir(parents=True)
+    Path("models/dpo/config.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"^serve\.draft: models/draft: no head: run `make draft`"):
+        serve.prepared(Path("params.yaml"))
+    Path("models/draft/config.json").write_text("{}")
+    line = serve.command(serve.prepared(Path("params.yaml")))
+    assert line[line.index("--speculative-config.method") + 1] == "eagle3"
+    assert asked[-1] == ("eagle3", Path("models/draft"))
 
 
 def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
