@@ -68,7 +68,7 @@ class Arm:
 
     @property
     def seconds(self) -> float:
-        """Of the quickest seed: all do the same work, and whatever else a machine does only adds to it."""
+        """Of the quickest seed: all do nearly the same work, and what else the machine does only adds to it."""
         return min(one.training_seconds for one in self.outcomes)
 
     @property
