@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -441,6 +442,7 @@ def stand_in_tree(tools: Path, clone_to: Callable[[Path], Path]) -> tuple[Path, 
     command = re.compile(r"cmd: .*-m scripts\.(\w+)(?: (\$\{item\.\w+\}))?.*$", re.MULTILINE)
     pipeline.write_text(command.sub(lambda found: stand_in(tools, *found.groups()), pipeline.read_text()))
     (root / "dvc.lock").unlink(missing_ok=True)
+    shutil.rmtree(root / study.JOURNAL, ignore_errors=True)  # what the study committed here came to
     commit(root, "stand-ins")
     return root, tools / "ran.log"
 
