@@ -51,7 +51,9 @@ def planted() -> dict[str, tuple[str, Plant]]:
     made = {out for one in graph.stages() for out in one.outs}
     quants = [limit for check, limit in gate.each(limits, made) if check.startswith("retention_")]
     released = [limit for limit in quants if metrics.read(f"reports/{limit.report}.json")["released"]]
-    lossy = {"score that a quant keeps": ("retention_", partial(beyond, released[0]))} if released else {}
+    lossy: dict[str, tuple[str, Plant]] = {}
+    if released:
+        lossy = {"score that a quant keeps": ("retention_", partial(beyond, released[0]))}
     unsafe = partial(endanger, name, chosen.variants[0])
     return lossy | {
         "quality": ("exact_over_", partial(worsen, name, "", "exact", LOST)),

@@ -146,7 +146,7 @@ def stages() -> dict[str, type]:
     sections = {f"{name}.{item}": one for name, script in scripts.items() for item, one in items(script).items()}
     # The sections of `bench` are whichever there are: see shared().
     others = [stage for stage in found if stage.script != "bench" and not items(scripts[stage.script])]
-    alike = [(stage.script, section) for stage in others for section in stage.params]
+    alike = [(stage.script, section) for stage in others for section in stage.params if section not in VALUES]
     return sections | {section: schema(scripts[name], name) for name, section in alike}
 
 

@@ -177,8 +177,8 @@ def against(best: Result, results: Sequence[Result], confidence: float, seed: in
         one, other = pair if pair[0] is not best else pair[::-1]
         replies = zip(one.outcomes, other.outcomes, strict=True)
         if both := [(first.right, second.right) for first, second in replies if first and second]:
-            scores = np.array(both, dtype=np.float64).T[:, None]
-            family[one.name, other.name] = comparisons.difference(*scores, confidence, seed)
+            after, before = np.array(both, dtype=np.float64).T[:, None]
+            family[one.name, other.name] = comparisons.difference(after, before, confidence, seed)
     judged = comparisons.judged(family, confidence)
     return {name: verdict for (name, other), verdict in judged.items() if other == best.name}
 

@@ -94,8 +94,8 @@ class Series:
         }
         for (name, text), by_revision in gauges.items():
             gauge = GaugeMetricFamily(name, text, labels=("revision",))
-            for labels, number in by_revision.items():
-                gauge.add_metric(labels, number)
+            for labels_of, of_revision in by_revision.items():
+                gauge.add_metric(labels_of, of_revision)
             yield gauge
         yield HistogramMetricFamily(
             "temper_guard_seconds",

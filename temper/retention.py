@@ -128,7 +128,8 @@ def answered(asked: Asked, model: Seen, quant: Seen, tokenizer: Any, confidence:
     )
     same = [a == b for a, b in zip(before, after, strict=True)]
     graded = [place for place, row in enumerate(asked.rows) if "gold" in row]
-    rows, old, new = ([of[place] for place in graded] for of in (asked.rows, before, after))
+    rows = [asked.rows[place] for place in graded]
+    old, new = ([texts[place] for place in graded] for texts in (before, after))
     found = {"answers": len(after)} | intervals.rate("unchanged", same, confidence)
     return found | task(scored(old, rows), scored(new, rows), confidence, seed)
 

@@ -112,15 +112,16 @@ def test_a_figure_of_sums_is_seldom_better_than_itself_and_a_gain_is_found() -> 
 def test_a_figure_of_sums_that_is_a_mean_is_compared_as_one() -> None:
     generator = np.random.default_rng(4)
     after, before = (generator.random((1, ROWS)) for _ in range(2))
-    parts = [np.stack([one[0], np.ones(ROWS)], axis=1) for one in (after, before)]
-    mean, sums = comparisons.difference(after, before, 0.95, 17), comparisons.of_sums(*parts, share, 0.95, 17)
+    of_after, of_before = (np.stack([one[0], np.ones(ROWS)], axis=1) for one in (after, before))
+    mean = comparisons.difference(after, before, 0.95, 17)
+    sums = comparisons.of_sums(of_after, of_before, share, 0.95, 17)
     assert sums.interval.value == pytest.approx(mean.interval.value)
     assert (sums.interval.low, sums.interval.high) == pytest.approx((mean.interval.low, mean.interval.high), abs=0.005)
     assert sums.p == pytest.approx(mean.p, abs=0.02)
-    same = comparisons.of_sums(parts[0], parts[0], share, 0.95, 17)
+    same = comparisons.of_sums(of_after, of_after, share, 0.95, 17)
     assert (same.interval.value, same.p) == (0, 1)
     with pytest.raises(ValueError, match="the same ones are compared"):
-        comparisons.of_sums(parts[0], parts[1][1:], share, 0.95, 17)
+        comparisons.of_sums(of_after, of_before[1:], share, 0.95, 17)
 
 
 @pytest.mark.parametrize(("gain", "least"), [(1.2, 40), (2.0, 50)])

@@ -7,6 +7,7 @@ from ctypes import c_int
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -235,7 +236,7 @@ def test_answers_are_scored_as_evaluate_scores_them() -> None:
     assert none["unjudged"] == "exact_kept: the model answers none of 4 rows right"
     assert (none["exact_bf16"], none["unchanged"]) == (0.0, 0.0)
     # Chats without a gold call count for what they are: the same text or not.
-    chat = {"messages": []}
+    chat: dict[str, Any] = {"messages": []}
     mixed = replace(asked, rows=[rows[0], chat, rows[2], chat])
     found = retention.answered(mixed, whole, quant, Decoder(), 0.95, 17)
     assert (found["answers"], found["unchanged"], found["exact_kept"]) == (4, 0.75, 1.0)
@@ -254,7 +255,8 @@ def test_chats_and_texts_are_asked_about_whatever_they_have_of_a_gold_call() -> 
         def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
             return {"input_ids": list(map(ord, text))}
 
-    rows = [{"messages": ["ask", "say"]}, {"text": "prose"}, {"messages": ["a", "b"], "gold": None, "tools": []}]
+    chats: list[dict[str, Any]] = [{"messages": ["ask", "say"]}, {"messages": ["a", "b"], "gold": None, "tools": []}]
+    rows = [chats[0], {"text": "prose"}, chats[1]]
     asked = retention.asked(rows, Tokenizer(), 3, 4, 3, 8)
     assert ["".join(map(chr, ids)) for ids in asked.texts] == ["asksay", "prose", "ab"]
     assert ["".join(map(chr, ids)) for ids in asked.prompts] == ["ask>", "a>"]

@@ -159,7 +159,8 @@ def test_null_to_everything_is_no_refusal_and_no_help() -> None:
 
 
 def test_calls_alone_are_no_answers_in_words() -> None:
-    call, chat, text = {"gold": None, "messages": []}, {"kind": "chat", "messages": []}, {"kind": "text", "text": "x"}
+    call: dict[str, Any] = {"gold": None, "messages": []}
+    chat, text = {"kind": "chat", "messages": []}, {"kind": "text", "text": "x"}
     assert not safety_matrix.answers_in_words([call, call])
     assert safety_matrix.answers_in_words([call, chat])
     assert safety_matrix.answers_in_words([text])
