@@ -105,20 +105,24 @@ def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
 def _expanded(name: str, body: dict[str, Any], settings: DictConfig) -> list[Stage]:
     if "foreach" in body:
         items = _value(settings, body["foreach"].strip("${}"))
-        each = {key: OmegaConf.merge(settings, {"key": key, "item": item}) for key, item in items.items()}
-        return [_stage(f"{name}@{key}", body["do"], one) for key, one in each.items()]
+        each = {key: OmegaConf.create({"key": key, "item": item}) for key, item in items.items()}
+        return [_stage(f"{name}@{key}", body["do"], settings, own) for key, own in each.items()]
     if "matrix" not in body:
-        return [_stage(name, body, settings)]
+        return [_stage(name, body, settings, OmegaConf.create())]
     ((key, items),) = body["matrix"].items()
     if isinstance(items, str):
         items = list(_value(settings, items.strip("${}"))) or [OFF]
-    return [_stage(f"{name}@{item}", body, OmegaConf.merge(settings, {"item": {key: item}})) for item in items]
+    return [_stage(f"{name}@{item}", body, settings, OmegaConf.create({"item": {key: item}})) for item in items]
 
 
-def _stage(name: str, body: dict[str, Any], settings: Any) -> Stage:
+def _stage(name: str, body: dict[str, Any], settings: DictConfig, own: DictConfig) -> Stage:
+    """A stage by what it declares, with the values of `own`, which its item adds, before those of `settings`."""
+
     def filled(entry: Any) -> str:
         text = entry if isinstance(entry, str) else next(iter(entry))
-        return re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(settings, match[1])), text)
+        return re.sub(
+            r"\$\{((\w+)[\w.]*)\}", lambda match: str(_value(own if match[2] in own else settings, match[1])), text
+        )
 
     outs = [filled(out) for kind in ("outs", "metrics", "plots") for out in body.get(kind, [])]
     listed = [tuple(filled(entry) for entry in body.get(kind, [])) for kind in ("deps", "params")]
