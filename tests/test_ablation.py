@@ -14,7 +14,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands import ablation
-from temper import comparisons, crossed, graph, metrics, params, recipe, standings, study
+from temper import comparisons, crossed, graph, metrics, params, standings, study
 from temper.recipe import Recipe
 from temper.standings import Arm, Outcome, Record
 from temper.study import BASE, Comparison, Study
@@ -275,7 +275,7 @@ def test_no_stage_reads_what_is_kept_and_what_is_hashed_no_stage_makes(
 ) -> None:
     deps = {dep for stage in defined for dep in stage.deps}
     assert not any(study.JOURNAL.is_relative_to(dep) or Path(dep).is_relative_to(study.JOURNAL) for dep in deps)
-    before = study.stages(recipe.load(), defined)
+    before = study.stages(ablation.recipe_of(params.tree()), defined)
     assert not ablation.hashes(before).keys() & {out for stage in defined for out in stage.outs}
 
 
