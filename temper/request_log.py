@@ -87,7 +87,7 @@ def personal(found: list[Row], search: Search, allowed: Allowed) -> Iterator[dic
 
 def _searchable(record: Row) -> Row:
     """The texts of a record as the turns of a row."""
-    texts = strings({key: record.get(key) for key in TEXTS})
+    texts = (text for key in TEXTS for text in strings(record.get(key), key))
     return {"messages": [{"role": "user", "content": text} for text in texts]}
 
 

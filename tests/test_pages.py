@@ -568,7 +568,7 @@ def test_tables_of_the_card_are_tables(results: Results) -> None:
     awkward = replace(CARD, sources=[CARD.sources[0] | {"id": "raw/a|b\nc.jsonl"}])
     for variant in VARIANTS:
         values = results.stages[f"evaluate/{variant}"]
-        values |= {"n_a|b": 9} | {f"exact_a|b{end}": share for end, share in interval(1).items()}
+        values |= {"n_in_a|b": 9} | {f"exact{end}_in_a|b": share for end, share in interval(1).items()}
     text = carded(results, awkward)
     assert "| a\\|b | 9 |" in text and "| raw/a\\|b c.jsonl | 1.0 |" in text
     lines = text.replace("\\|", "").splitlines()
