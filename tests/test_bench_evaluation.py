@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_scores_by_hand_are_compared_row_by_row(tmp_path: Path) -> None:
     logged(tmp_path, "call", [said])
     logged(tmp_path, "abstain", [{"doc": {"id": "a"}, "acc": 1.0, "acc_norm": 0.0}])
     for task in ("domain", "general"):
-        logged(tmp_path, task, [{"doc": {"id": "a"}, "bits_per_byte": [-2.0 * np.log(2), 4]}])
+        logged(tmp_path, task, [{"doc": {"id": "a"}, "bits_per_byte": [-2.0 * math.log(2), 4]}])
     assert set(evaluation.answers_apart(tmp_path, "dpo")) == {0.0}
     assert list(evaluation.likelihoods_apart(tmp_path, "dpo")) == [0, 0, 0, 0]
     logged(tmp_path, "call", [said | {"argument_f1": 0.5, "filtered_resps": ["nul"]}])
