@@ -15,6 +15,7 @@ import sys
 import tempfile
 from types import TracebackType
 from typing import Any
+from typing import Any
 from unittest import mock
 
 from temper import envs, stage
@@ -58,6 +59,10 @@ class Scorer:
         self._process.kill()
         self._process.communicate()
         self._said.close()
+
+    def __deepcopy__(self, known: dict[int, Any]) -> "Scorer":
+        """Itself: the harness copies a task's settings with the function that scores it, and there is one process."""
+        return self
 
     def score(self, doc: Row, results: list[str]) -> Row:
         """Whether the answer follows all its instructions, and each: strictly, and without what models like to write around."""

@@ -39,9 +39,11 @@ GRAPH = {
     },
     "artifacts": {"model": {"path": "models/${recipe.release}", "type": "model"}},
 }
-RECIPE: dict[str, Any] = {key: [] for key in ("sft", "preferences", "kto", "orpo", "reward", "ppo", "grpo")} | {
+OFF = ("sft", "preferences", "kto", "orpo", "reward", "ppo", "grpo", "formats", "draft", "judged", "scored")
+RECIPE: dict[str, Any] = {key: [] for key in OFF} | {
     "dpo": ["base"],
     "variants": ["base", "dpo"],
+    "safety": ["base", "dpo"],
     "release": "dpo",
 }
 EVALUATE = """
