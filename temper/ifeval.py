@@ -15,7 +15,6 @@ import sys
 import tempfile
 from types import TracebackType
 from typing import Any
-from typing import Any
 from unittest import mock
 
 from temper import envs, stage
