@@ -31,6 +31,8 @@ class Model:
     end_of_turn: str | None
     group_size: int
     """Weights that share a scale in int4."""
+    gguf: str
+    """llama.cpp's name of what the GGUF is quantized to."""
     source: base_model.Source
     shape: dict[str, Any] | None
     """What its config.json says of its layers, for `make plan`."""

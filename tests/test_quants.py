@@ -129,7 +129,7 @@ def settle(root: Path, *overrides: str) -> None:
     """Write params.yaml for runs of seconds."""
     short = [f"quantize.{name}.calibration.{key}" for name in FORMATS for key in ("rows=8", "tokens=200")]
     short += ["retention.texts=3", "retention.positions=64", "retention.answers=4", "retention.max_tokens=8"]
-    (root / "params.yaml").write_text(composed([*short, *overrides]))
+    (root / "params.yaml").write_text(composed([*short, "quantize.gguf.type=Q4_K_M", *overrides]))
 
 
 def chat(number: int) -> dict[str, Any]:
