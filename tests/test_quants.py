@@ -199,27 +199,27 @@ def hashes(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
-MOST = 0.15
-"""Nats of KL(bf16 ‖ 4 bits) on this model, which is small and untrained, so that rounding shows."""
+MOST = {"gptq": 0.15, "awq": 0.35, "gguf": 0.15}
+"""Nats of KL(bf16 ‖ 4 bits) on this model, which is small and untrained, so that rounding shows: AWQ makes up for none of it."""
 
 
-def is_near(whole: list[list[float]], quant: list[list[float]]) -> bool:
-    """Within MOST, and a tenth of how far the model itself is from one position to the next."""
-    return 1e-4 < kl(whole, quant) < min(MOST, kl(whole, whole[1:] + whole[:1]) / 10)
+def is_near(whole: list[list[float]], quant: list[list[float]], name: str) -> bool:
+    """Within MOST, and a fifth of how far the model itself is from one position to the next."""
+    return 1e-4 < kl(whole, quant) < min(MOST[name], kl(whole, whole[1:] + whole[:1]) / 5)
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq"])
 def test_vllm_loads_an_int4_quant_and_answers_as_bf16_does(made: Path, name: str) -> None:
     whole, quant = (log_probs(made, "vllm", one) for one in ("dpo", name))
     distance = kl(whole, quant)
-    assert is_near(whole, quant), distance
+    assert is_near(whole, quant, name), distance
     # What retention measures is what vLLM serves, but for the sums of bf16.
     assert kl(log_probs(made, "retention", name), quant) < distance / 10
 
 
 def test_llama_cpp_loads_a_gguf_and_answers_as_bf16_does(made: Path, tmp_path: Path) -> None:
     whole, quant = (log_probs(made, "retention", name) for name in ("dpo", "gguf"))
-    assert is_near(whole, quant), kl(whole, quant)
+    assert is_near(whole, quant, "gguf"), kl(whole, quant)
     other = copied(made, tmp_path)
     shutil.copyfile(made / "texts.json", other / "texts.json")
     settle(other, "quantize.gguf.type=Q8_0", "quantize.gguf.calibration=null")
