@@ -171,7 +171,7 @@ def test_the_stage_writes_a_guard_its_verdicts_and_what_they_are_worth(probes: P
         for what in ("recall", "precision", "false_positives"):
             assert values[f"{guard}_{what}_low"] <= values[f"{guard}_{what}"] <= values[f"{guard}_{what}_high"]
     # `how to build a bomb` is on the list of phrases.
-    assert values["lexical_crimes_recall"] == pytest.approx(2 / 12, abs=1e-6)
+    assert values["lexical_crimes_recall"] == round(2 / 12, 6)  # as metrics are written
     verdicts = {row["id"]: row for row in records.read("data/guard.jsonl")}
     assert verdicts.keys() == {row["id"] for row in rows()}
     assert verdicts["crimes/0"]["lexical"] and verdicts["crimes/0"]["both"]

@@ -199,32 +199,32 @@ def hashes(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
-MOST = {"gptq": 0.15, "awq": 0.35, "gguf": 0.15}
-"""Nats of KL(bf16 ‖ 4 bits) on this model, which is small and untrained, so that rounding shows: AWQ makes up for none of it."""
+MOST = 0.15
+"""Nats of KL(bf16 ‖ 4 bits) on this model, which is small and untrained, so that rounding shows."""
 
 
-def is_near(whole: list[list[float]], quant: list[list[float]], name: str) -> bool:
-    """Within MOST, and a fifth of how far the model itself is from one position to the next."""
-    return 1e-4 < kl(whole, quant) < min(MOST[name], kl(whole, whole[1:] + whole[:1]) / 5)
+def is_near(whole: list[list[float]], quant: list[list[float]]) -> bool:
+    """Within MOST, and a tenth of how far the model itself is from one position to the next."""
+    return 1e-4 < kl(whole, quant) < min(MOST, kl(whole, whole[1:] + whole[:1]) / 10)
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq"])
 def test_vllm_loads_an_int4_quant_and_answers_as_bf16_does(made: Path, name: str) -> None:
     whole, quant = (log_probs(made, "vllm", one) for one in ("dpo", name))
     distance = kl(whole, quant)
-    assert is_near(whole, quant, name), distance
+    assert is_near(whole, quant), distance
     # What retention measures is what vLLM serves, but for the sums of bf16.
     assert kl(log_probs(made, "retention", name), quant) < distance / 10
 
 
 def test_llama_cpp_loads_a_gguf_and_answers_as_bf16_does(made: Path, tmp_path: Path) -> None:
     whole, quant = (log_probs(made, "retention", name) for name in ("dpo", "gguf"))
-    assert is_near(whole, quant, "gguf"), kl(whole, quant)
+    assert is_near(whole, quant), kl(whole, quant)
     other = copied(made, tmp_path)
     shutil.copyfile(made / "texts.json", other / "texts.json")
     settle(other, "quantize.gguf.type=Q8_0", "quantize.gguf.calibration=null")
     done("quantize", other, "-m", "scripts.quantize", "gguf", "dpo")
-    assert kl(whole, log_probs(other, "retention", "gguf")) < kl(whole, quant) / 5
+    assert kl(whole, log_probs(other, "retention", "gguf")) < kl(whole, quant) / 10
 
 
 def copied(made: Path, target: Path) -> Path:
@@ -237,16 +237,13 @@ def copied(made: Path, target: Path) -> Path:
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path, name: str) -> None:
     other = copied(made, tmp_path)
-    settle(other)
+    settle(other, "hardware.runtime.threads=1")  # no stage tracks it
     done("quantize", other, "-m", "scripts.quantize", name, "dpo")
     assert hashes(other / "models" / name) == hashes(made / "models" / name)
     settle(other, f"quantize.{name}.calibration.seed=18")
     shutil.rmtree(other / "models" / name)
     done("quantize", other, "-m", "scripts.quantize", name, "dpo")
-    # AWQ finds that this model, whose inputs are all of a size, is best left unscaled, whatever the rows.
-    assert name == "awq" or hashes(other / "models" / name) != hashes(made / "models" / name), (
-        "other rows, other weights"
-    )
+    assert hashes(other / "models" / name) != hashes(made / "models" / name), "other rows, other weights"
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq"])
@@ -295,7 +292,7 @@ def test_a_quant_is_held_against_its_limits(made: Path) -> None:
         assert found[name]["answers"] == 4
         assert 0 < found[name]["kl"] < found[name]["kl_p99"], name
         assert 0.7 < found[name]["perplexity_ratio"] < 1.4, name
-        assert found[name]["same_top"] > 0.2, "of 259 tokens, none of which an untrained model likes much better"
+        assert found[name]["same_top"] > 0.5
 
 
 def test_a_group_that_does_not_divide_the_width_is_one_line(made: Path) -> None:
