@@ -17,6 +17,8 @@ from temper.engines import Transformers
 
 BITS = 4
 GROUPS = (128, 64, 32)  # that Marlin takes
+SUMS = 2
+"""Threads of every sum while weights are rounded: another number sums in another order, and no setting of a machine may change bytes."""
 AS_TRAINED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Of the model, byte for byte: GPTQModel writes each again with settings of its own."""
 
@@ -43,7 +45,7 @@ class Awq:
 def write_gptq(model: Path, target: Path, rows: list[list[int]], cfg: Gptq, threads: int) -> dict[str, Any]:
     """Write `model` to `target` by GPTQ, symmetric and without reordering (desc_act), and return what came out."""
     check_groups(model, cfg.group_size, "gptq")
-    vendor = imported(threads)
+    vendor = imported(threads, SUMS)
     config = vendor.quantization.GPTQConfig(
         bits=BITS, group_size=cfg.group_size, sym=True, desc_act=False, damp_percent=cfg.damp, offload_to_disk=False
     )
@@ -53,9 +55,20 @@ def write_gptq(model: Path, target: Path, rows: list[list[int]], cfg: Gptq, thre
 def write_awq(model: Path, target: Path, rows: list[list[int]], cfg: Awq, threads: int) -> dict[str, Any]:
     """Write `model` to `target` by AWQ, with zero points and packed as AutoAWQ's `gemm`, and return what came out."""
     check_groups(model, cfg.group_size, "awq")
-    vendor = imported(threads)
+    vendor = imported(threads, SUMS)
     config = vendor.quantization.AWQConfig(bits=BITS, group_size=cfg.group_size, sym=False, offload_to_disk=False)
-    return _write(vendor, config, model, target, rows, vendor.BACKEND.AWQ_TORCH)
+    return _write(vendor, config, model, target, packed(rows, cfg.calibration.tokens), vendor.BACKEND.AWQ_TORCH)
+
+
+def packed(rows: list[list[int]], length: int) -> list[list[int]]:
+    """`rows` one after another, cut into pieces of `length` tokens without the rest, or as one piece where there are fewer.
+
+    GPTQModel's AWQ searches scales on rows of one length. Of others it keeps the last alone, and rounds to nearest where that is too
+    little of all.
+    """
+    tokens = [token for row in rows for token in row]
+    length = min(length, len(tokens))
+    return [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
 
 
 def check_groups(model: Path, size: int, name: str) -> None:
@@ -82,7 +95,7 @@ def load(folder: Path, dtype: str, threads: int) -> Transformers:
     """The quantized model in `folder` with every weight as its kernel computes it, in bf16 as vLLM serves it; sums in `dtype`."""
     import torch
 
-    vendor = imported(threads)
+    vendor = imported(threads, threads)
     with hushed():
         model = vendor.GPTQModel.load(
             str(folder), device=engines.device(), backend=vendor.BACKEND.TORCH, dtype=torch.bfloat16
@@ -108,10 +121,10 @@ def dense(packed: Any) -> Any:
     return made
 
 
-def imported(threads: int) -> Any:
-    """The package, which reads at import how many workers it may have: two at least, or it fails."""
+def imported(workers: int, threads: int) -> Any:
+    """The package, which reads at import how many workers it may have (two at least, or it fails); each sum in `threads`."""
     progress.quiet()
-    os.environ |= {"GPTQMODEL_CPU_WORKERS": str(max(2, threads)), "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"GPTQMODEL_CPU_WORKERS": str(max(2, workers)), "HF_HUB_OFFLINE": "1"}
     with hushed():
         import gptqmodel
         import torch

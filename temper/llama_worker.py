@@ -48,15 +48,23 @@ def _read(waiting: queue.Queue[Request | None], cancelled: set[int]) -> None:
     waiting.put(None)
 
 
+class Full(Exception):
+    """The answer has as many tokens as were asked for."""
+
+
 class Counted:
-    """Counts what an engine samples: llama.cpp's streamed answers say nothing about their tokens."""
+    """Counts what an engine samples: llama.cpp's streamed answers say nothing about their tokens, and go on past the last one
+    asked for to the end of a letter, which need not come."""
 
     def __init__(self, engine: Any) -> None:
         self.prompt = self.tokens = 0
+        self.most: float = math.inf
         self._sample = engine.sample
         engine.sample = self
 
     def __call__(self, *given: Any, **named: Any) -> int:
+        if self.tokens >= self.most:
+            raise Full
         if self.tokens == 0:
             self.prompt = named["idx"] + 1
         self.tokens += 1
@@ -72,7 +80,7 @@ class Counted:
 def answered(engine: Any, count: Counted, request: Request, cancelled: set[int]) -> Iterator[dict[str, Any]]:
     """`begun`, `text` by and by, then `end` with the reason and the tokens of prompt and answer, or an `error` that is the
     request's."""
-    reason = "cancelled"
+    reason, count.most = "cancelled", request.get("max_tokens") or math.inf
     yield {"begun": True}
     try:
         for chunk in () if request["id"] in cancelled else _chunks(engine, request):
@@ -83,6 +91,8 @@ def answered(engine: Any, count: Counted, request: Request, cancelled: set[int])
             if text := (choice["delta"].get("content") if "delta" in choice else choice["text"]):
                 yield {"text": text}
             reason = choice["finish_reason"] or reason
+    except Full:
+        reason = "length"
     except (ValueError, TypeError) as error:
         # What does not fit the context, or is no value of an option.
         count.usage()

@@ -15,7 +15,6 @@ from temper.records import Row
 
 Chat = list[dict[str, str]]
 PERCENTILES = (50, 90, 99)
-LETTER = 3  # tokens more than asked for, by which llama.cpp ends the letter that it has begun
 TIMED = ("latencies", "ttfts", "output_lens")  # of each request, in vLLM's result
 STEADY = ("tokens_per_second", "requests_per_second", "ttft_p50_ms", "e2e_p50_ms")
 """Figures that are also given as the least and the most of the repeats."""
@@ -111,7 +110,7 @@ def check(result: Row, place: str, max_tokens: int) -> None:
     if failed or result["failed"]:
         last = (failed or ["no message"])[0].strip().splitlines()[-1]
         raise SystemExit(f"{result['failed']} of {len(result['errors'])} requests failed at {place}: {last}")
-    if not all(max_tokens <= length <= max_tokens + LETTER for length in result["output_lens"]):
+    if any(length != max_tokens for length in result["output_lens"]):
         found = sorted(set(result["output_lens"]))
         raise SystemExit(
             f"answers of {found} tokens at {place}, expected {max_tokens}: lower load.max_tokens in conf/bench"

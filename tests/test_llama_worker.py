@@ -40,6 +40,21 @@ def test_it_says_that_it_begins_before_it_computes() -> None:
     assert (end["end"], end["usage"]["completion_tokens"]) == ("length", 1)
 
 
+def test_it_does_not_go_on_past_the_tokens_that_were_asked_for() -> None:
+    """As llama.cpp would, to the end of a letter that it has begun."""
+
+    class Endless(Engine):
+        def create_chat_completion(self, _messages: Any, **given: Any) -> Iterator[dict[str, Any]]:
+            engine: Any = self
+            while True:
+                engine.sample(idx=2)
+                yield {"choices": [{"delta": {"content": "a"}, "finish_reason": None}]}
+
+    _, *texts, end = answered(Endless(), max_tokens=3)
+    assert [piece["text"] for piece in texts] == ["a"] * 3
+    assert (end["end"], end["usage"]["completion_tokens"]) == ("length", 3)
+
+
 def test_past_the_end_no_token_that_ends_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_worker, "_ends", lambda engine: [2, 7])
     engine = Engine()

@@ -634,8 +634,9 @@ def test_a_row_whose_caller_had_a_system_turn_of_its_own_shows_the_tools_as_trai
 
 @pytest.mark.engine
 def test_the_real_model_finds_a_new_domain_by_command(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the rules as shipped: those of the other tests are quick, and too weak for a tenth of the rows."""
     log(replace(DRIFTING["a new domain of tools"], new_domain=0.2))
-    chosen()
+    Path("params.yaml").write_text(composed([]))
     mine.main(["logs", "logs"])
     found = alarms(metrics.read("reports/mine.json"))
     assert {("requests", "all"), ("tools", "all")} <= found

@@ -1,4 +1,4 @@
-"""Quants for real, of two random layers: what each file holds, that its own engine loads it, and how far from bf16 it answers."""
+"""Quants for real, of two layers trained for seconds: what each file holds, that its own engine loads it, how far from bf16 it answers."""
 
 import hashlib
 import json
@@ -21,9 +21,10 @@ FORMATS = ("gptq", "awq", "gguf")
 # A vocabulary of bytes as SentencePiece has it, which llama.cpp's converter knows without a pre-tokenizer's name.
 MODEL = """
 from pathlib import Path
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
-from temper import base_model
+from temper import base_model, calibration, records
 
 letters = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
 bare = Tokenizer(models.BPE(letters, [], unk_token="<unk>", byte_fallback=True))
@@ -43,7 +44,21 @@ config = LlamaConfig(**sizes, **ids, max_position_embeddings=512, tie_word_embed
 model = LlamaForCausalLM(config)
 for layer in model.model.layers:
     # A few channels that are large, which a trained model has and a random one has not: AWQ and importance go by them.
-    layer.input_layernorm.weight.data[::24] = layer.post_attention_layernorm.weight.data[::24] = 6.0
+    layer.input_layernorm.weight.data[::24] = layer.post_attention_layernorm.weight.data[::24] = 3.0
+
+# Of random weights every rounding shows as much as any other: only what was learnt can be kept or lost.
+texts = [calibration.text(row, tokenizer) for row in records.read(Path("data/audit/train.jsonl"))]
+rows = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
+optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+for step in range(100):
+    batch = torch.randperm(len(texts))[:8]
+    loss = model(**{name: part[batch] for name, part in rows.items()}, labels=labels[batch]).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+print(loss.item())
 base_model.save(model, tokenizer, Path("models/dpo"))
 """
 
@@ -153,9 +168,9 @@ def chat(number: int) -> dict[str, Any]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, its rows, and a quant in each format."""
     root = tmp_path_factory.mktemp("quants")
-    done("quantize", root, "-c", MODEL)
     records.write(root / "data/audit/train.jsonl", map(chat, range(40)))
     records.write(root / "data/mix/test.jsonl", map(chat, range(40, 52)))
+    done("quantize", root, "-c", MODEL)
     settle(root)
     for name in FORMATS:
         done("quantize", root, "-m", "scripts.quantize", name, "dpo")

@@ -183,8 +183,7 @@ def test_answers_are_openais_whole_and_streamed_alike(server: Server) -> None:
     assert whole.json()["choices"][0]["message"]["content"] == said(streamed) == '"fine words"'
     assert streamed.text.rstrip().endswith("data: [DONE]")
     assert [model["id"] for model in models["data"]] == ["temper"]
-    # llama.cpp goes on to the end of a letter: random bytes begin many of up to four.
-    assert text["usage"]["completion_tokens"] <= 6
+    assert text["usage"]["completion_tokens"] <= 3, "though random bytes begin letters of four"
 
 
 @pytest.mark.engine
