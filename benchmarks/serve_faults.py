@@ -246,7 +246,8 @@ async def bad(target: Target, chats: list[Chat], _connections: int) -> Values:
     async with target.client() as client:
         for name, status, body in cases:
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            reply = await client.post(PATH, content=content)
+            # As JSON, or the engine would refuse each for being of another kind.
+            reply = await client.post(PATH, content=content, headers={"content-type": "application/json"})
             if reply.status_code != status or not error_of(reply):
                 wrong[name] = reply.status_code
         alive = (await ask(client, good)).status == 200

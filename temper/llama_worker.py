@@ -81,6 +81,8 @@ def answered(engine: Any, count: Counted, request: Request, cancelled: set[int])
     """`begun`, `text` by and by, then `end` with the reason and the tokens of prompt and answer, or an `error` that is the
     request's."""
     reason, count.most = "cancelled", request.get("max_tokens") or math.inf
+    # llama.cpp's grammars of JSON leave room for a blank after its end, which would be the last of the answer.
+    is_json, blank = form_of(request.get("response_format")) is not None, ""
     yield {"begun": True}
     try:
         for chunk in () if request["id"] in cancelled else _chunks(engine, request):
@@ -89,7 +91,12 @@ def answered(engine: Any, count: Counted, request: Request, cancelled: set[int])
                 break
             choice = chunk["choices"][0]
             if text := (choice["delta"].get("content") if "delta" in choice else choice["text"]):
-                yield {"text": text}
+                said = text.rstrip() if is_json else text
+                if said and blank:
+                    yield {"text": blank}
+                if said:
+                    yield {"text": said}
+                blank = ("" if said else blank) + text[len(said) :]
             reason = choice["finish_reason"] or reason
     except Full:
         reason = "length"

@@ -55,6 +55,17 @@ def test_it_does_not_go_on_past_the_tokens_that_were_asked_for() -> None:
     assert (end["end"], end["usage"]["completion_tokens"]) == ("length", 3)
 
 
+@pytest.mark.parametrize(("form", "said"), [(None, '{"a" : 1} '), ({"type": "json_object"}, '{"a" : 1}')])
+def test_a_blank_after_json_is_none_of_the_answer(form: Any, said: str) -> None:
+    class Spaced(Engine):
+        def create_chat_completion(self, _messages: Any, **given: Any) -> Iterator[dict[str, Any]]:
+            for text in ('{"a"', " ", ": 1} "):
+                yield {"choices": [{"delta": {"content": text}, "finish_reason": None}]}
+
+    _, *texts, _ = answered(Spaced(), response_format=form)
+    assert "".join(piece["text"] for piece in texts) == said
+
+
 def test_past_the_end_no_token_that_ends_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_worker, "_ends", lambda engine: [2, 7])
     engine = Engine()

@@ -77,7 +77,7 @@ class Server:
     line: str
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers=KEY, timeout=60, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=KEY, timeout=300, trust_env=False)
 
     def family(self) -> list[psutil.Process]:
         parent = psutil.Process(self.process.pid)
@@ -245,7 +245,7 @@ def test_the_guard_stops_what_is_asked_and_what_is_answered(server: Server) -> N
 @pytest.mark.engine
 def test_more_than_may_wait_are_told_to_come_again(server: Server) -> None:
     with server.client() as client, ThreadPoolExecutor(24) as pool:
-        body = chat("Write on", max_tokens=300)
+        body = chat("Write on", max_tokens=300, ignore_eos=True)
         replies = list(pool.map(lambda _: client.post("/v1/chat/completions", json=body), range(24)))
         statuses = {reply.status_code for reply in replies}
         assert statuses == {200, 429}
@@ -258,7 +258,8 @@ def test_a_caller_who_leaves_frees_the_engine(server: Server) -> None:
     before = server.series()
     with server.client() as client:
         for _ in range(3):
-            with client.stream("POST", "/v1/chat/completions", json=chat("On", max_tokens=300, stream=True)) as reply:
+            body = chat("On", max_tokens=300, stream=True, ignore_eos=True)
+            with client.stream("POST", "/v1/chat/completions", json=body) as reply:
                 next(reply.iter_lines())
         started = time.monotonic()
         assert client.post("/v1/chat/completions", json=chat(max_tokens=1)).status_code == 200
@@ -275,7 +276,7 @@ def test_a_caller_who_leaves_frees_the_engine(server: Server) -> None:
 
 @pytest.mark.engine
 def test_a_reader_who_is_slow_holds_up_nobody(server: Server) -> None:
-    body = json.dumps(chat("On", max_tokens=300, stream=True)).encode()
+    body = json.dumps(chat("On", max_tokens=300, stream=True, ignore_eos=True)).encode()
     host, port = server.url.removeprefix("http://").split(":")
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sesame\r\nContent-Length: {len(body)}\r\n\r\n"
     with closing(socket.create_connection((host, int(port)))) as slow, server.client() as client:
@@ -326,7 +327,8 @@ def test_asked_to_end_it_finishes_what_is_begun_and_leaves_no_process(server: Se
 
     def read() -> None:
         with server.client() as client:
-            done.append(client.post("/v1/chat/completions", json=chat("On", max_tokens=300, stream=True)).text)
+            body = chat("On", max_tokens=300, stream=True, ignore_eos=True)
+            done.append(client.post("/v1/chat/completions", json=body).text)
 
     before = server.series().get('temper_bytes_total{direction="out"}', 0)
     reader = threading.Thread(target=read)

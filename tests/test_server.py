@@ -22,7 +22,8 @@ RUNTIME: dict[str, Any] = {"threads": 2, "serve_memory_gb": 1, "serve_eager": Tr
 MODEL = """
 import sys
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+set_seed(17)
 vocabulary = {letter: number for number, letter in enumerate(["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
 tokenizer = Tokenizer(models.BPE(vocabulary, []))
 tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
