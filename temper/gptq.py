@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import importlib
 import io
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from temper.engines import Transformers
 BITS = 4
 GROUPS = (128, 64, 32)  # that Marlin takes
 SUMS = 2
-"""Threads of every sum while weights are rounded: another number sums in another order, and no setting of a machine may change bytes."""
+"""Threads of every sum while weights are rounded: others sum in another order, and a machine's settings may change no byte."""
 AS_TRAINED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Of the model, byte for byte: GPTQModel writes each again with settings of its own."""
 
@@ -63,8 +65,8 @@ def write_awq(model: Path, target: Path, rows: list[list[int]], cfg: Awq, thread
 def packed(rows: list[list[int]], length: int) -> list[list[int]]:
     """`rows` one after another, cut into pieces of `length` tokens without the rest, or as one piece where there are fewer.
 
-    GPTQModel's AWQ searches scales on rows of one length. Of others it keeps the last alone, and rounds to nearest where that is too
-    little of all.
+    GPTQModel's AWQ searches scales on rows of one length. Of others it keeps the last alone, and rounds to nearest where that
+    is too little of all.
     """
     tokens = [token for row in rows for token in row]
     length = min(length, len(tokens))
@@ -157,7 +159,10 @@ def layers_said(count: int) -> Callable[[int, bool], None]:
 def _write(vendor: Any, config: Any, model: Path, target: Path, rows: list[list[int]], backend: Any) -> dict[str, Any]:
     batch = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
     said = layers_said(len({name.split(".layers.")[1].split(".")[0] for name in matrices(model)}))
-    with hushed():
+    with hushed(), tempfile.TemporaryDirectory() as logs:
+        # Its own are in logs/ of the working folder, where `make serve` keeps requests.
+        processor: Any = importlib.import_module("gptqmodel.looper.loop_processor")
+        processor._PROJECT_LOG_DIR = Path(logs)
         wrapped = vendor.GPTQModel.load(str(model), config, device=engines.device())
         wrapped.layer_callback = said
         wrapped.quantize(batch, batch_size=1, backend=backend, calibration_data_min_length=1)

@@ -34,7 +34,7 @@ def remembering(composed: Callable[[list[str]], str]) -> Callable[[list[str]], s
     return remembered
 
 
-compose.composed = remembering(compose.composed)  # before a module that imports it
+setattr(compose, "composed", remembering(compose.composed))  # noqa: B010 (mypy) -- before a module that imports it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
