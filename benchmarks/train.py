@@ -32,7 +32,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from benchmarks import quality
+from benchmarks import journal, quality
 from commands import compose
 from commands.contamination_drill import Scratch
 from temper import envs, hardware, metrics, params, records, trl
@@ -79,22 +79,7 @@ Contenders = dict[str, Callable[[], Figures]]
 
 
 def main() -> None:
-    arguments = parsed()
-    for name in arguments.parts:
-        command = f"python -m benchmarks.train --parts {name} " + " ".join(
-            f"--{key} {value}" for key, value in sorted(vars(arguments).items()) if key != "parts"
-        )
-        known = metrics.read(OUT) if OUT.is_file() else {}
-        if known.get(f"{name}_command") == command:
-            print(f"{name}: measured already")
-            continue
-        found = PARTS[name](arguments)
-        kept = {key: value for key, value in known.items() if not key.startswith(f"{name}_")}
-        targets = {f"{key}_target": value for key, value in TARGETS.items() if key in found}
-        about = {f"{name}_command": command, "machine": str(hardware.found())}
-        metrics.write(OUT, kept | found | targets | about)
-        for key in sorted(found):
-            print(f"{key:48} {found[key]:.6g}" if isinstance(found[key], float) else f"{key:48} {found[key]}")
+    journal.run("benchmarks.train", OUT, PARTS, TARGETS, parsed())
 
 
 def parsed() -> argparse.Namespace:

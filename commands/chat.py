@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from temper import calls, gguf, params
+from temper import calls, gguf, params, retention
 
 MODEL = Path("models/gguf/model.gguf")
 CONTEXT = 4096  # tokens of tools, request and answer
@@ -35,6 +35,7 @@ EXAMPLE: list[dict[str, Any]] = [
 def main(arguments: list[str]) -> None:
     if not MODEL.is_file():
         raise SystemExit(f"{MODEL}: no released model yet: run `make repro`, which makes it")
+    retention.require_released("gguf")
     tools = read_tools(Path(arguments[0])) if arguments else EXAMPLE
     model = gguf.load(MODEL, int(params.runtime()["threads"]), CONTEXT)
     if sys.stdin.isatty():

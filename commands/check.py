@@ -10,11 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from commands.compare_bases import Compare
 from commands.compose import composed
 from commands.deploy import Deploy
 from commands.launch import Launch
+from commands.mine import Mine
 from commands.synthesize import METHODS, Synthesize
-from temper import base_model, executors, graph, health, params, plan, recipe, sources, study, vllm
+from scripts.bench import Bench
+from temper import base_model, cost, executors, graph, health, params, plan, recipe, serving, sources, study, vllm
 
 
 @dataclasses.dataclass
@@ -26,6 +29,10 @@ class Model:
     layers: int | None
     rope: base_model.Rope | None
     end_of_turn: str | None
+    group_size: int
+    """Weights that share a scale in int4."""
+    gguf: str
+    """llama.cpp's name of what the GGUF is quantized to."""
     source: base_model.Source
     shape: dict[str, Any] | None
     """What its config.json says of its layers, for `make plan`."""
@@ -56,10 +63,12 @@ class Hardware:
     gradient_checkpointing: bool
     deepspeed: str | None
     fsdp: str | None
+    price: cost.Price
+    power: cost.Power
     runtime: params.Runtime
 
 
-VALUES = {"seed", "tracking"}
+VALUES = {"seed", "served", "tracking"}
 
 
 def main(asked: Sequence[str] = ()) -> None:
@@ -72,13 +81,23 @@ def main(asked: Sequence[str] = ()) -> None:
         print("params.yaml is not what conf/ composes to now: `make params` composes it again", flush=True)
     number = check(found, tracked, str(params.PARAMS))
     params.tracking()
-    recipe.load()
+    judged(recipe.load(), params.value("judge.weights"))
+    made(found)
     for name in asked:
         running(name)
     if not asked:
         # The whole graph ends in stages that sample; one alone, such as sft, may need no vLLM.
         vllm.require_build()
     print(f"params.yaml: {number} sections fit their stages")
+
+
+def made(settings: DictConfig) -> None:
+    """Exit unless some stage makes what each variant of `bench` serves."""
+    outs = {out for stage in graph.stages() for out in stage.outs}
+    for variant, section in settings.served.items():
+        folder, key = f"models/{section.model}", f"bench.{variant}"
+        if folder not in outs:
+            raise SystemExit(f"{key}: no stage of this recipe makes {folder}: correct {key}.model in conf/bench")
 
 
 def running(name: str) -> None:
@@ -89,15 +108,26 @@ def running(name: str) -> None:
             file.stem for file in sorted(Path("conf/recipe").glob("*.yaml")) if name in composed_recipe(file.stem)
         ]
         raise SystemExit(
-            f"{name} is no part of this recipe (recipe.{name} is empty in params.yaml): take one that has it, "
+            f"{name} is no part of this recipe (recipe.{recipe.SWITCHES.get(name, name)} is empty in params.yaml): take one "
+            "that has it, "
             f"`dvc exp run -S recipe={' or '.join(recipes)}`"
         )
 
 
 def composed_recipe(name: str) -> list[str]:
-    """The training stages that conf/recipe/<name>.yaml switches on."""
+    """The stages that conf/recipe/<name>.yaml switches on."""
     settings = DictConfig(OmegaConf.create(composed([f"recipe={name}"])))
-    return params.fitted(settings, "recipe", recipe.Recipe, f"conf/recipe/{name}.yaml").stages()
+    found = params.fitted(settings, "recipe", recipe.Recipe, f"conf/recipe/{name}.yaml")
+    return found.stages() + found.measuring()
+
+
+def judged(chosen: recipe.Recipe, weights: str) -> None:
+    """Exit where the judge is a reward model that the recipe does not train."""
+    if chosen.judged and not chosen.reward and Path(weights) == Path("models/reward"):
+        raise SystemExit(
+            "recipe.judged asks for the reward model, which this recipe does not train: set recipe.reward in conf/recipe "
+            "(recipe=sft-dpo-judged), or choose judge=endpoint"
+        )
 
 
 def check(settings: DictConfig, tracked: dict[str, type], place: str) -> int:
@@ -114,7 +144,12 @@ def stages() -> dict[str, type]:
     """The sections that stages track, each with the dataclass that its script declares."""
     found = graph.definitions()
     scripts = {stage.script: importlib.import_module(f"scripts.{stage.script}") for stage in found}
-    return {section: schema(scripts[stage.script], stage.script) for stage in found for section in stage.params}
+    # A matrix whose items differ has a section for each, those that the recipe leaves out too.
+    sections = {f"{name}.{item}": one for name, script in scripts.items() for item, one in items(script).items()}
+    # The sections of `bench` are whichever there are: see shared().
+    others = [stage for stage in found if stage.script != "bench" and not items(scripts[stage.script])]
+    alike = [(stage.script, section) for stage in others for section in stage.params if section not in VALUES]
+    return sections | {section: schema(scripts[name], name) for name, section in alike}
 
 
 def shared(settings: DictConfig, place: str) -> dict[str, type]:
@@ -128,7 +163,8 @@ def shared(settings: DictConfig, place: str) -> dict[str, type]:
         "recipe": recipe.Recipe,
     }
     known |= {"health": health.Health, "plan": plan.Settings, "ablation": study.Study, "launch": Launch}
-    known["deploy"] = Deploy
+    known |= {"deploy": Deploy, "serve": serving.Serve, "cost": cost.Cost, "compare": Compare, "mine": Mine}
+    known |= {f"bench.{variant}": Bench for variant in settings.bench}
     if kind not in executors.SCHEMAS:
         raise SystemExit(f"{place}: executor.kind is '{kind}': choose one of {', '.join(executors.SCHEMAS)}")
     if method not in METHODS:
@@ -143,6 +179,11 @@ def unread(settings: DictConfig, known: set[str]) -> list[str]:
     found = {key for key in keys if key not in groups}
     found |= {f"{group}.{item}" for group in groups & keys.keys() for item in keys[group]}
     return sorted(found - known)
+
+
+def items(script: ModuleType) -> dict[str, type]:
+    """The settings dataclasses of a matrix stage's script, by item, where they differ."""
+    return dict(getattr(script, "SCHEMAS", {}))
 
 
 def schema(script: ModuleType, name: str) -> type:

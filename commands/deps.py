@@ -16,10 +16,16 @@ GRAPH = Path("dvc.yaml")
 # Modules that do their work in a process of another environment, whose lock decides their numbers too.
 BORROWED = {
     "temper/embeddings.py": "train",
+    "temper/ifeval.py": "train",
     "temper/perplexity.py": "train",
+    "temper/published.py": "main",
     "temper/rendering.py": "serve",
+    "temper/reward_scores.py": "train",
     "temper/rollouts.py": "serve",
+    "temper/variants.py": "quantize",
 }
+# Modules that run as processes of their own, by the module that starts them without importing them.
+STARTED = {"temper/variants.py": ("temper/llama_app.py", "temper/llama_worker.py", "temper/gguf.py")}
 
 
 def main(arguments: list[str]) -> None:
@@ -29,7 +35,8 @@ def main(arguments: list[str]) -> None:
     tree = yaml.load(GRAPH.read_text())
     stale = []
     for stage in {stage.script: stage for stage in graph.definitions()}.values():
-        deps = tree["stages"][stage.script]["deps"]
+        body = tree["stages"][stage.script]
+        deps = body.get("do", body)["deps"]
         wanted = code(stage) + [dep for dep in deps if not is_code(dep)]
         if list(deps) != wanted:
             stale.append(stage.script)
@@ -47,6 +54,7 @@ def code(stage: graph.Stage) -> list[str]:
     """The script, the locks and what they leave out, then every module that the script imports, directly or not."""
     script = Path(f"scripts/{stage.script}.py")
     imported = modules(script, set())
+    imported |= {module for starter in imported & STARTED.keys() for module in STARTED[starter]}
     locks = sorted({stage.env, *(BORROWED[module] for module in imported & BORROWED.keys())})
     requirements = [f"requirements/{name}.txt" for name in (*locks, "excludes")]
     return [str(script), *requirements, *sorted(imported)]

@@ -45,7 +45,7 @@ def experiments() -> list[Row]:
         raise SystemExit(f"dvc exp show: {shown.stderr.strip().splitlines()[-1]}")
     rows = [row for row in csv.DictReader(io.StringIO(shown.stdout)) if _value(row, MEASURES["exact"])]
     if not rows:
-        raise SystemExit("no experiment has results yet: run `dvc exp run -S dpo.beta=0.2` first")
+        raise SystemExit("no experiment has results yet: run `dvc exp run -S gate=report -S dpo.beta=0.2` first")
     return rows
 
 
@@ -79,7 +79,7 @@ def plot(rows: list[Row], changed: list[str]) -> str:
         label = ", ".join(f"{key.split('.')[-1]}={row[key]}" for key in changed[:3]) or line(row, changed)[0]
         value, low, high = (float(_value(row, column) or 0) for column in (MEASURES["exact"], *INTERVAL))
         shown[f"{line(row, changed)[0]}: {label}"] = {"exact": (value, low, high)}
-    return figures.scores(shown)
+    return figures.scores(shown, figures.WIDE)
 
 
 def _is_param(name: str) -> bool:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from commands.compose import composed
-from temper import plan, renderers
+from temper import memory, plan, renderers
 from temper.plan import Estimate, Run
 
 WIDTH = 140  # of tables that go to a file or a pipe
@@ -143,7 +143,12 @@ def report(run: Run, found: list[Estimate], remedies: Remedies) -> dict[str, Any
 
 def dollars(run: Run, estimate: Estimate) -> float:
     """Of all devices that the machine has: what a stage leaves idle is paid for too."""
-    return estimate.seconds / 3600 * run.processes * run.device.price
+    return estimate.seconds / 3600 * run.processes * price(run)
+
+
+def price(run: Run) -> float:
+    """Dollars an hour and device."""
+    return float(run.settings.hardware.price.hour)
 
 
 def show(run: Run, found: list[Estimate], remedies: Remedies) -> None:
@@ -184,10 +189,22 @@ def assumptions(run: Run, found: list[Estimate]) -> list[str]:
         f"rows and tokens {run.data.source}; {run.data.tokens:.0f} tokens a row, {run.data.longest} in the longest",
         f"shape of the model {run.source}",
         f"{run.rate(machine.precision).flops / 1e12:.3g} TFLOPS a device: {device.mfu:.0%} of its peak in {machine.precision}",
-        f"${device.price:.2f} an hour and device; data stages, downloads and retries not counted",
+        f"${price(run):.2f} an hour and device; data stages, downloads and retries not counted",
         f"{device.process_gb:g} GB a device for libraries and context; {device.slack:.0%} on top of activations",
         f"{largest.host / GB:.1f} GB of a machine's memory, of {run.host_capacity / GB:.0f}, for {why}",
+        *([drafting(run)] if run.settings.recipe.draft else []),
     ]
+
+
+def drafting(run: Run) -> str:
+    """What the figures of `draft` rest on."""
+    cfg, head, (rows, row) = run.settings.draft, plan.head(run), plan.drafted(run)
+    states = head.states(rows * row, memory.WIDTHS[plan.DTYPES[cfg.dtype]])
+    masked = "all of a pack, as on a CPU" if head.on_cpu else "its own row"
+    return (
+        f"draft: {head.trained():,} weights learn, {head.frozen():,} are the model's; {rows:,} answers, {row:.0f} tokens each with "
+        f"their prompts, whose hidden states take {states / GB:.1f} GB of disk; a token attends {masked}; three starts"
+    )
 
 
 def verdict(run: Run, found: list[Estimate], remedies: Remedies) -> list[str]:

@@ -34,6 +34,8 @@ def pages_of() -> dict[Path, Parts]:
             "data": measured.table(measured.DATA),
             "scale": measured.scale_table(),
             "training": measured.table(measured.TRAINING),
+            "serving": measured.table(measured.SERVING),
+            "evaluation": measured.table(measured.EVALUATION),
         },
     }
 
@@ -62,7 +64,7 @@ def results_table(found: Results) -> str:
     ]
     rates = ", ".join(f"{pages.speed(found, level):.0f} at {level}" for level in found.levels())
     notes = [
-        f"95% intervals. Release: {pages.gguf_line(found)}. vLLM bf16 tokens/s by concurrent requests: {rates}.",
+        f"95% intervals. Quants: {pages.quantized(found)}. vLLM bf16 tokens/s by concurrent requests: {rates}.",
         f"{found.minutes():.0f} minutes in all stages on {found.hardware()}; no GPU, no paid service. Code: {commit()}.",
     ]
     return "\n".join([head, *rows, "", *notes])
@@ -76,6 +78,12 @@ def stage_table() -> str:
         matrices.setdefault((name, stage.desc, stage.env), []).append(f"`{name}@{item}`" if item else f"`{name}`")
     rows = [f"| {', '.join(names)} | {desc} | {env} |" for (_, desc, env), names in matrices.items()]
     return "\n".join(["| stage | what it does | environment |", "|---|---|---|", *rows])
+
+
+def named(script: str) -> str:
+    """`base`, `sft@base`, or `evaluate@{base,sft}` where a matrix has several items."""
+    items = [stage.name.partition("@")[2] for stage in graph.stages() if stage.script == script]
+    return f"{script}@{{{','.join(items)}}}" if len(items) > 1 else "@".join([script, *filter(None, items)])
 
 
 def commit() -> str:

@@ -51,11 +51,15 @@ def closing(found: Results) -> list[str]:
     unevaluated = [f"unevaluated models/{name}: no score above is its own" for name in found.recipe.unevaluated()]
     return [
         *unevaluated,
-        f"quantized   models/gguf/model.gguf: {pages.gguf_line(found)}",
+        *(f"quantized   {where}: {line}" for where, line in pages.quants(found).items()),
+        *(f"withheld    models/{name}: {why}" for name, why in found.withheld().items()),
+        *(f"judged      {line}" for line in pages.judged(found)),
+        *(f"rewards     {line}" for line in pages.rewards(found)),
         f"speed       {rates} concurrent requests (tokens/s, vLLM bf16)",
         f"took        {found.minutes():.0f} minutes in all stages, on {found.hardware()}",
         "model card  reports/model-card.md",
         "report      reports/report.html",
+        "scorecard   reports/scorecard.md",
         "chat        make chat",
     ]
 

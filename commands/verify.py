@@ -1,6 +1,7 @@
 """Run the smoke preset in two clean clones and print every out whose hash differs.
 
-Outs that hold what a machine took (reports/timing, reports/bench) and the card and report that quote them are listed apart.
+Outs that hold what a machine took (reports/timing, reports/bench) and the gate and pages that quote them are listed apart. How many
+were compared and differ goes to reports/benchmarks/verify.json.
 """
 
 import os
@@ -11,7 +12,17 @@ from pathlib import Path
 
 import yaml
 
-MEASURED = ("reports/timing/", "reports/bench/", "reports/model-card.md", "reports/report.html")
+from temper import metrics
+
+MEASURED = (
+    "reports/timing/",
+    "reports/bench/",
+    "reports/gate.json",
+    "reports/model-card.md",
+    "reports/report.html",
+    "reports/scorecard",
+)
+OUT = "reports/benchmarks/verify.json"
 
 
 def main() -> None:
@@ -25,6 +36,7 @@ def main() -> None:
     print(
         f"{len(first) - len(exempt)} outs compared, {len(different)} differ; {len(exempt)} quote measured time and were left out"
     )
+    metrics.write(OUT, {"compared": len(first) - len(exempt), "differ": len(different), "left_out": len(exempt)})
     sys.exit(1 if different else 0)
 
 

@@ -1,6 +1,6 @@
-"""Measure the served model under load: tokens a second, time to first token and inter-token latency, level by level.
+"""Measure a served variant of the release under load: rates, latencies, queue, memory, and what its draft is worth.
 
-Reads   models/<release>, data/mix/test.jsonl
+Reads   models/<model of bench.<variant>>, data/mix/test.jsonl, data/general.jsonl
 Writes  reports/bench/<variant>.json
 """
 
@@ -8,55 +8,40 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import load, metrics, params, progress, records, stage, vllm
-from temper.server import Server
+from temper import levels, load, lossless, metrics, params, progress, speculation, stage, variants, vllm
+from temper.levels import Load
+from temper.variants import Served
 
-TEST = Path("data/mix/test.jsonl")
+TEST, GENERAL = Path("data/mix/test.jsonl"), Path("data/general.jsonl")
 
 
 @dataclass
-class Bench:
-    dtype: str
-    concurrency: list[int]
-    requests: list[int]
-    max_tokens: int
-    warmup: int
+class Bench(Served):
+    load: Load
     seed: int
 
 
 def main() -> None:
     progress.quiet()
-    variant, release = sys.argv[1:]
+    variant, folder, release = sys.argv[1], *(Path("models", name) for name in sys.argv[2:])
+    place = f"bench.{variant}"
     cfg = params.load(f"bench.{variant}", Bench)
-    levels = paired(cfg, variant)
+    variants.check(cfg, place)
+    cfg.load.loops(place)
     vllm.require_build()
-    rows = [row for row in records.read(TEST) if row.get("kind", "call") in ("call", "chat")]
-    if not rows:
-        raise SystemExit(f"{TEST}: no rows, expected at least one to send: raise split.test or ingest.limit")
-    figures: dict[str, float] = {}
-    with Server(Path("models", release), cfg.dtype, cfg.seed, params.runtime()) as server:
-        for concurrency, count in levels:
-            chats = load.prompts(rows, count, cfg.seed)
-            limits = {"concurrency": concurrency, "max_tokens": cfg.max_tokens, "warmup": cfg.warmup}
-            result = load.run(server.url, server.name, chats, **limits)
-            figures |= load.figures(result, concurrency, cfg.max_tokens)
-            print(f"concurrency {concurrency}: {figures[f'c{concurrency}_tokens_per_second']:.0f} tokens/s", flush=True)
+    rows = load.rows(TEST)
+
+    model = variants.weights(cfg, folder, release).name
+    with variants.endpoint(cfg, folder, release, cfg.seed, params.runtime()) as server:
+        figures = levels.measured(server.url, model, rows, cfg.load, cfg.seed, place)
+        if draft := cfg.speculation:
+            asked = {speculation.DOMAIN: load.prompts(rows, draft.checked, cfg.seed)}
+            asked |= {speculation.GENERIC: load.passages(GENERAL, draft.generic, cfg.seed)}
+            held = lossless.held(server.url, model, asked, draft.max_tokens, draft.tie)
+            lossless.require(held, draft.tie, place)
+            figures |= held | speculation.contrast(held)
         figures |= {"start_seconds": server.start_seconds, "peak_memory_gb": server.peak_memory_gb()}
     metrics.write(f"reports/bench/{variant}.json", figures)
-
-
-def paired(cfg: Bench, variant: str) -> list[tuple[int, int]]:
-    """(concurrency, requests) a level; exits when the two lists cannot be paired or a level is not full once."""
-    place = f"bench.{variant}"
-    if len(cfg.concurrency) != len(cfg.requests) or not cfg.concurrency:
-        found = f"{len(cfg.requests)} requests for {len(cfg.concurrency)} concurrency levels"
-        raise SystemExit(f"{place}: {found}, expected one each: correct conf/bench")
-    for concurrency, requests in zip(cfg.concurrency, cfg.requests, strict=True):
-        if not 0 < concurrency <= requests:
-            raise SystemExit(
-                f"{place}: {requests} requests at concurrency {concurrency}, expected at least as many: correct conf/bench"
-            )
-    return list(zip(cfg.concurrency, cfg.requests, strict=True))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,33 @@
 """Write the model card, the HTML report of the run, the verdicts between its variants, and how open the release is.
 
-Reads   reports/ (metrics, curves, timing, graph.svg), data/evaluate/*.jsonl (answers, likelihoods), LICENSE,
-        data/audit/train.jsonl, data/mix (licences of what is trained on)
+Reads   reports/ (metrics, curves, timing, the gate's verdict, graph.svg), data/evaluate/*.jsonl (answers, likelihoods), LICENSE,
+        data/audit/train.jsonl, data/mix (licences of what is trained on), models/<release> (for its hash)
 Writes  reports/model-card.md, reports/report.html, reports/comparisons.json, reports/mof.yml
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from temper import datacard, evaluation_matrix, metrics, mof, pages, params, recipe, records, results, stage
+from temper import (
+    datacard,
+    evaluation_matrix,
+    gate,
+    hub,
+    metrics,
+    mof,
+    pages,
+    params,
+    recipe,
+    records,
+    results,
+    stage,
+    wheels,
+)
+from temper.cost import Cost
+from temper.task_metrics import Task
+
+TRAIN = Path("data/mix/train.jsonl")
 
 
 @dataclass
@@ -36,24 +54,35 @@ class Card:
     language: list[str]
     confidence: float
     seed: int
+    seeds: dict[str, int]
+    """By training stage."""
+    tasks: list[Task]
+    """Of the user's own, whose answers are compared."""
     about: dict[str, About]
     """By the id of a source."""
     openness: mof.Openness
 
 
 def main() -> None:
-    cfg = params.load("card", Card)
+    cfg, costs = params.load("card", Card), params.load("cost", Cost)
+    costs.check()
 
     found = results.load(recipe.load())
-    answers = {variant: list(records.read(f"data/evaluate/{variant}.jsonl")) for variant in found.variants}
+    evaluated = {variant: evaluation_matrix.read(variant) for variant in found.variants}
+    answers = {variant: list(of.rows) for variant, of in evaluated.items()}
     likelihoods = {name: list(records.read(f"data/evaluate/{name}-likelihoods.jsonl")) for name in found.variants}
     graph = Path("reports/graph.svg").read_text(encoding="utf-8")
 
-    judged = evaluation_matrix.judged(found.recipe, answers, cfg.confidence, cfg.seed)
-    openness = mof.document(cfg, datacard.used(datacard.counted(datacard.trained()), cfg), found.recipe)
+    judged = evaluation_matrix.judged(found.recipe, evaluated, cfg.tasks, cfg.confidence, cfg.seed)
+    offered = replace(found.recipe, formats=found.released)
+    openness = mof.document(cfg, datacard.used(datacard.counted(datacard.trained()), cfg), offered)
 
+    model, runtime = Path("models") / found.recipe.release, params.runtime()
+    hashes = {str(TRAIN): wheels.digest(TRAIN), str(model): hub.digest(model)}
+    devices = runtime["processes"] * runtime["nodes"]
+    described = pages.card(found, cfg, costs, judged, openness, metrics.read(gate.REPORT), hashes, devices)
     Path("reports/mof.yml").write_text(mof.text(openness), encoding="utf-8")
-    Path("reports/model-card.md").write_text(pages.card(found, cfg, judged, openness), encoding="utf-8")
+    Path("reports/model-card.md").write_text(described, encoding="utf-8")
     page = pages.report(found, cfg, judged, openness, answers, likelihoods, graph)
     Path("reports/report.html").write_text(page, encoding="utf-8")
     metrics.write("reports/comparisons.json", evaluation_matrix.values(judged))

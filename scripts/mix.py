@@ -14,7 +14,7 @@ from temper.records import Row
 SOURCE = "data/contamination"
 TRAIN = "train"
 OTHERS = ("validation", "preferences", "rl", "test", "golden")
-EVERYTHING = {"all": mixing.Group(["*"], None)}
+EVERYTHING = {"all": mixing.Group(["*"], None, 1)}
 
 
 @dataclass
@@ -37,7 +37,8 @@ def main() -> None:
             members.append((mixing.group_of(row["source"], groups), row["id"]))
     sizes = Counter(group for group, _ in members)
     weights = {name: group.weight for name, group in groups.items()}
-    wanted = mixing.targets({name: sizes[name] for name in groups}, weights, settings.temperature, settings.rows)
+    counted = {name: sizes[name] * group.copies for name, group in groups.items()}
+    wanted = mixing.targets(counted, weights, settings.temperature, settings.rows)
     copies = mixing.copies(members, wanted, settings.seed)
 
     written: Counter[str] = Counter()
@@ -59,6 +60,8 @@ def checked(settings: Mix) -> Mix:
             f"mix.temperature is {settings.temperature}, which only groups without weights take: set it to 1, or name such "
             f"groups in conf/mix"
         )
+    if few := [name for name, group in (settings.groups or EVERYTHING).items() if group.copies < 1]:
+        raise SystemExit(f"mix.groups.{few[0]}.copies: choose 1 or more in conf/mix")
     if settings.rows is not None and settings.rows < 1:
         raise SystemExit(f"mix.rows is {settings.rows}: choose 1 or more, or null for all, in conf/mix")
     return settings

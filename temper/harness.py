@@ -1,8 +1,10 @@
 """lm-evaluation-harness: benchmarks over local rows, through its vLLM backend in this process.
 
-`call` asks for an answer and scores it with the verifier; `abstain` compares likelihoods; `domain` has the likelihood of the
-reference answer. They read the prompt that training rendered. `general` has the likelihood of text that is none of the
-task's. Their definitions are in temper/tasks/.
+`call` asks for an answer and scores it with the verifier; `choose` and `abstain` compare likelihoods: of the tools that a call may
+name, where there are several, and of `null` against a call. `domain` has the likelihood of the reference answer. They read the
+prompt that training rendered. `general` has the likelihood of text that is none of the task's. Their definitions are in
+temper/tasks/. `golden` is `call` over the golden rows, `answer` asks what tasks of the user's own want to know (temper/
+task_metrics.py), and public benchmarks are the harness's own (temper/benchmark_tasks.py).
 """
 
 import hashlib
@@ -11,24 +13,43 @@ import json
 import math
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import yaml
 
-from temper import calls, records, vllm
+from temper import benchmark_tasks, calls, ifeval, prober, records, vllm
+from temper.benchmark_tasks import Loaded
 from temper.records import Row
 
 TASKS = Path(__file__).parent / "tasks"
-SCORED, LIKELIHOODS = ("call", "abstain"), ("domain", "general")
+SCORED, LIKELIHOODS, GOLDEN, ANSWER = ("call", "choose", "abstain"), ("domain", "general"), "golden", "answer"
 AT_ONCE = 1_000_000  # requests handed to vLLM together, which batches them itself; "auto" ends in a division by zero off a terminal
 DECIMALS = 3  # of bits: what comes after changes with the batch
+CALL = '{"name":'
+"""How any call begins: a choice of `abstain`."""
 Answered = dict[str, dict[str, Row]]
 """Samples of lm_eval by task and row id."""
 Texts = dict[str, list[Row]]
 """By task of LIKELIHOODS: rows of the test split, and passages with `id` and `text`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model is evaluated on; each part but one may be empty."""
+
+    rows: list[Row]
+    """With a gold call or null."""
+    golden: list[Row]
+    texts: Texts
+    chats: list[Row] = field(default_factory=list)
+    """Rows of the user's own tasks, whose last turn is the reference."""
+    benchmarks: Sequence[Loaded] = ()
 
 
 @dataclass(frozen=True)
@@ -37,43 +58,71 @@ class Evaluation:
     """One a row, by id: what was asked, expected and answered, and every score."""
     likelihoods: list[Row]
     """One a text of `domain` and of `general`, by id: what it was and how likely."""
+    golden: list[Row]
+    """Samples of the golden rows, of `call` alone."""
+    answers: list[Row]
+    """One a chat, by id: what was asked, expected and answered."""
+    benchmarks: list[Row]
+    """One an item of a public benchmark."""
     config: Row
     """What was run: tasks, versions, engine and template."""
 
 
 def evaluate(
-    model: Path, rows: list[Row], texts: Texts, dtype: str, max_tokens: int, seed: int, runtime: dict[str, Any]
+    model: Path, asked: Asked, dtype: str, max_tokens: int, length: int, seed: int, runtime: dict[str, Any]
 ) -> Evaluation:
-    """Run all tasks with one engine: `domain` and `general` on their own `texts`, rows and passages, the others on `rows`."""
-    with tempfile.TemporaryDirectory(prefix="temper-harness-") as folder:
+    """Run all tasks with one engine, for sequences as long as ours need, and of `length` tokens where there are benchmarks."""
+    with tempfile.TemporaryDirectory(prefix="temper-harness-") as scratch:
         # `datasets` and lm_eval read these at import; the cache of this run is nobody else's.
-        os.environ.update(HF_DATASETS_CACHE=folder, HF_DATASETS_OFFLINE="1", LMEVAL_LOG_LEVEL="ERROR")
+        os.environ.update(HF_DATASETS_CACHE=scratch, HF_DATASETS_OFFLINE="1", LMEVAL_LOG_LEVEL="ERROR")
         vllm.prepare(runtime)
-        tokenizer = vllm.Tokenizer(model)
-        asked = [question(row, tokenizer.render(row["messages"][:-1])) for row in rows]
-        wanted = {row["id"] for row in texts["domain"]}
-        records.write(Path(folder) / "rows.jsonl", asked)
-        records.write(Path(folder) / "domain.jsonl", (one for one in asked if one["id"] in wanted))
-        records.write(Path(folder) / "general.jsonl", texts["general"])
-        length = max(longest(asked, tokenizer, max_tokens), longest_passage(texts["general"], tokenizer))
-        engine = vllm.engine(dtype, length, seed, runtime)
-        tasks = definitions(max_tokens)
-        answered = _run(model, [local(task, Path(folder)) for task in tasks], engine, seed)
+        tokenizer, folder = vllm.Tokenizer(model), Path(scratch)
+        longest = written(asked, tokenizer, max_tokens, folder)
+        engine = vllm.engine(dtype, max(longest, length if asked.benchmarks else 0), seed, runtime)
+        tasks = [task for task in definitions(max_tokens) if source(task, folder).stat().st_size]
+        backend = _backend()(pretrained=str(model), batch_size=AT_ONCE, add_bos_token=False, **engine)
+        answered = _run(backend, [local(task, folder) for task in tasks], seed)
+        public, versions = _public(backend, asked.benchmarks, tokenizer, folder, seed)
     return Evaluation(
-        samples(rows, answered),
-        likelihoods(texts, answered, tokenizer),
-        config(model, tasks, engine, len(rows), tokenizer.wrapped.chat_template),
+        samples(asked.rows, answered),
+        likelihoods(asked.texts, answered, tokenizer),
+        [sample(row, answered[GOLDEN][row["id"]]) for row in _by_id(asked.golden)],
+        [said(row, answered[ANSWER][row["id"]]) for row in _by_id(asked.chats)],
+        public,
+        config(model, tasks, engine, len(asked.rows), tokenizer.wrapped.chat_template) | {"benchmarks": versions},
+    )
+
+
+def written(asked: Asked, tokenizer: vllm.Tokenizer, max_tokens: int, folder: Path) -> int:
+    """Write what each task reads to `folder`, and return the tokens of the longest request."""
+    parts = (asked.rows, asked.golden, asked.chats)
+    rows, golden, chats = ([question(row, tokenizer.render(row["messages"][:-1])) for row in part] for part in parts)
+    wanted = {row["id"] for row in asked.texts["domain"]}
+    several = [one for one in rows if one["choice"] >= 0 and len(one["choices"]) > 1]
+    files = {"rows": rows, "choose": several, GOLDEN: golden, ANSWER: chats, "general": asked.texts["general"]}
+    files["domain"] = [one for one in (*rows, *chats) if one["id"] in wanted]
+    for name, content in files.items():
+        records.write(folder / f"{name}.jsonl", content)
+    return max(
+        longest(rows + golden + chats, tokenizer, max_tokens), longest_passage(asked.texts["general"], tokenizer)
     )
 
 
 def question(row: Row, prompt: str) -> Row:
-    """A row as the tasks read it: flat, for the columns of `datasets` have one type each."""
-    names = [tool["name"] for tool in row["tools"]]
-    label = 1 + names.index(row["gold"]["name"]) if row["gold"] else 0
-    choices = ["null", *(opening(name) for name in names)]
-    whole = json.dumps({"tools": row["tools"], "gold": row["gold"]})
-    target = row["messages"][-1]["content"]
-    return {"id": row["id"], "prompt": prompt, "target": target, "choices": choices, "label": label, "row": whole}
+    """A row as the tasks read it: flat, for the columns of `datasets` have one type each.
+
+    `choice` is the place of the right tool among `choices`, -1 where none is; `calls` is 1 where a call is right.
+    """
+    gold, names = row.get("gold"), [tool["name"] for tool in row.get("tools", [])]
+    return {
+        "id": row["id"],
+        "prompt": prompt,
+        "target": row["messages"][-1]["content"],
+        "choices": [opening(name) for name in names],
+        "choice": names.index(gold["name"]) if gold and gold["name"] in names else -1,
+        "calls": int(gold is not None),
+        "row": json.dumps({"tools": row.get("tools", []), "gold": gold}),
+    }
 
 
 def opening(name: str) -> str:
@@ -94,27 +143,39 @@ def likelihood(question: Row, results: list[tuple[float, bool]]) -> dict[str, tu
 
 
 def definitions(max_tokens: int) -> list[Row]:
-    """The tasks of temper/tasks/, with the length of an answer put in."""
-    tasks: list[Row] = [yaml.safe_load((TASKS / f"{name}.yaml").read_text()) for name in (*SCORED, *LIKELIHOODS)]
-    tasks[0]["generation_kwargs"]["max_gen_toks"] = max_tokens
-    return tasks
+    """The tasks of temper/tasks/ and `golden`, with the length of an answer put in."""
+    names = (*SCORED, *LIKELIHOODS, ANSWER)
+    tasks: dict[str, Row] = {name: yaml.safe_load((TASKS / f"{name}.yaml").read_text()) for name in names}
+    for name in ("call", ANSWER):
+        tasks[name]["generation_kwargs"]["max_gen_toks"] = max_tokens
+    return [*tasks.values(), deepcopy(tasks["call"]) | {"task": GOLDEN}]
+
+
+def source(task: Row, folder: Path) -> Path:
+    """The rows that a task reads."""
+    name = task["task"]
+    return folder / f"{'rows' if name in ('call', 'abstain') else name}.jsonl"
 
 
 def local(task: Row, folder: Path) -> Row:
     """A task with what its definition cannot hold: where its rows are, and what is made of an answer."""
-    own: dict[str, Row] = {"call": {"process_results": scored}, "domain": {"process_results": likelihood}}
-    file = folder / f"{task['task'] if task['task'] in LIKELIHOODS else 'rows'}.jsonl"
-    return task | {"dataset_kwargs": {"data_files": {task["test_split"]: str(file)}}} | own.get(task["task"], {})
+    own: dict[str, Row] = {name: {"process_results": scored} for name in ("call", GOLDEN)}
+    own["domain"] = {"process_results": likelihood}
+    files = {task["test_split"]: str(source(task, folder))}
+    return task | {"dataset_kwargs": {"data_files": files}} | own.get(task["task"], {})
 
 
 def longest(asked: list[Row], tokenizer: vllm.Tokenizer, max_tokens: int) -> int:
     """Tokens that the longest request takes: its prompt and the longest of an answer, a choice and the reference, and one to
     generate."""
     return max(
-        len(tokenizer.encode(one["prompt"]))
-        + max(max_tokens, *(len(tokenizer.encode(text)) for text in (*one["choices"], one["target"])))
-        + 1
-        for one in asked
+        (
+            len(tokenizer.encode(one["prompt"]))
+            + max(max_tokens, *(len(tokenizer.encode(text)) for text in (*one["choices"], CALL, one["target"])))
+            + 1
+            for one in asked
+        ),
+        default=0,
     )
 
 
@@ -124,33 +185,47 @@ def longest_passage(passages: list[Row], tokenizer: vllm.Tokenizer) -> int:
 
 
 def samples(rows: list[Row], answered: Answered) -> list[Row]:
-    """Join what `call` and `abstain` say about each row; sorted by id."""
+    """Join what `call`, `choose` and `abstain` say about each row; sorted by id."""
     made = []
-    for row in sorted(rows, key=lambda row: str(row["id"])):
-        call, abstain = answered["call"][row["id"]], answered["abstain"][row["id"]]
-        made.append(
-            {
-                "id": row["id"],
-                "category": row["category"],
-                "request": row["messages"][-2]["content"],
-                "reference": row["messages"][-1]["content"],
-                "gold": row["gold"],
-                "output": call["filtered_resps"][0],
-                "exact": bool(call["exact"]),
-                "valid_json": bool(call["valid_json"]),
-                "argument_f1": call["argument_f1"],
-                "abstain": bool(abstain["acc"]),
-                "abstain_norm": bool(abstain["acc_norm"]),
-            }
-        )
+    for row in _by_id(rows):
+        likelier: Row = {"abstain": bool(answered["abstain"][row["id"]]["acc"])}
+        if chose := answered.get("choose", {}).get(row["id"]):
+            likelier |= {"choose": bool(chose["acc"]), "choose_norm": bool(chose["acc_norm"])}
+        made.append(sample(row, answered["call"][row["id"]]) | likelier)
     return made
+
+
+def sample(row: Row, call: Row) -> Row:
+    """What `call` says about a row."""
+    return {
+        "id": row["id"],
+        "category": row["category"],
+        "request": row["messages"][-2]["content"],
+        "reference": row["messages"][-1]["content"],
+        "gold": row["gold"],
+        "output": call["filtered_resps"][0],
+        "exact": bool(call["exact"]),
+        "valid_json": bool(call["valid_json"]),
+        "argument_f1": call["argument_f1"],
+    }
+
+
+def said(row: Row, answer: Row) -> Row:
+    """What `answer` says about a chat."""
+    return {
+        "id": row["id"],
+        "source": row.get("source"),
+        "request": row["messages"][-2]["content"],
+        "reference": row["messages"][-1]["content"],
+        "output": answer["filtered_resps"][0],
+    }
 
 
 def likelihoods(texts: Texts, answered: Answered, tokenizer: vllm.Tokenizer) -> list[Row]:
     """What each text took: bits, bytes, and tokens, the context not counted; sorted by task and id."""
     made = []
     for task in LIKELIHOODS:
-        for row in sorted(texts[task], key=lambda row: str(row["id"])):
+        for row in _by_id(texts[task]):
             text = row["text"] if task == "general" else row["messages"][-1]["content"]
             nats, size = answered[task][row["id"]]["bits_per_byte"]
             bits, tokens = round(-nats / math.log(2), DECIMALS), len(tokenizer.encode(text))
@@ -166,34 +241,63 @@ def config(model: Path, tasks: list[Row], engine: dict[str, Any], rows: int, tem
         "backend": f"vllm {_vllm_version()}",
         "model": str(model),
         "rows": rows,
+        "batch_size": AT_ONCE,
         "engine": {key: value for key, value in engine.items() if key not in untracked},
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "tasks": tasks,
     }
 
 
-def _run(model: Path, tasks: list[Row], engine: dict[str, Any], seed: int) -> Answered:
-    backend = _backend()(pretrained=str(model), batch_size=AT_ONCE, add_bos_token=False, **engine)
-    # Apart, so that scores do not move, in their last bits, with what else is asked about likelihoods.
-    parts = [[task for task in tasks if task["task"] in names] for names in (SCORED, LIKELIHOODS)]
-    return {name: found for part in parts for name, found in _simple(backend, part, seed).items()}
+def _by_id(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: str(row["id"]))
 
 
-def _simple(backend: Any, tasks: list[Row], seed: int) -> Answered:
+def _run(backend: Any, tasks: list[Row], seed: int) -> Answered:
+    # Apart, so that scores do not move, in their last bits, with what else is asked.
+    parts = [[task for task in tasks if task["task"] in names] for names in (SCORED, LIKELIHOODS, (GOLDEN,), (ANSWER,))]
+    found = {name: of for part in parts if part for name, of in _simple(backend, part, seed).items()}
+    return {name: {one["doc"]["id"]: one for one in of} for name, of in found.items()}
+
+
+def _public(
+    backend: Any, benchmarks: Sequence[Loaded], tokenizer: vllm.Tokenizer, folder: Path, seed: int
+) -> tuple[list[Row], list[Row]]:
+    """Samples of each public benchmark, and what was run."""
+    found: list[Row] = []
+    versions: list[Row] = []
+    needs_verifiers = any(one.task.definition == benchmark_tasks.IFEVAL for one in benchmarks)
+    with ifeval.Scorer() if needs_verifiers else nullcontext() as scorer:
+        for one in benchmarks:
+            parts = benchmark_tasks.definitions(one, folder, prober.begins(tokenizer), scorer)
+            found += benchmark_tasks.samples(one, _simple(backend, parts, seed, one.task.chat))
+            verified = (
+                {"sentences": scorer.sentences} if scorer and one.task.definition == benchmark_tasks.IFEVAL else {}
+            )
+            versions.append(benchmark_tasks.record(one, parts) | verified)
+    return found, versions
+
+
+def _simple(backend: Any, tasks: list[Row], seed: int, chat: bool = False) -> dict[str, list[Row]]:
+    """Samples by task; a part of a benchmark without items is left out."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    manager = TaskManager(include_defaults=False)
+    made = [task for task in manager.load(tasks)["tasks"].values() if len(task.eval_docs)]
     results = simple_evaluate(
         model=backend,
-        tasks=tasks,
-        task_manager=TaskManager(include_defaults=False),
+        tasks=made,
+        task_manager=manager,
         bootstrap_iters=0,  # the intervals are ours
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
         random_seed=seed,
         numpy_random_seed=seed,
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
-    return {name: {one["doc"]["id"]: one for one in found} for name, found in results["samples"].items()}
+    samples: dict[str, list[Row]] = results["samples"]
+    return samples
 
 
 def _backend() -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean
 
 RESAMPLES = 2000
+Estimate = tuple[float, float, float]
+"""Value, low, high."""
 
 
 def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
@@ -25,6 +27,13 @@ def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float
     low = (centre - spread) / scale if successes else 0.0
     high = (centre + spread) / scale if successes < trials else 1.0
     return low, high
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """`one` less `other`, shares of other items, by their intervals: method 10 of Newcombe (Statistics in Medicine 17, 1998)."""
+    (p, p_low, p_high), (q, q_low, q_high) = one, other
+    value = p - q
+    return value, value - math.hypot(p - p_low, q_high - q), value + math.hypot(p_high - p, q - q_low)
 
 
 def bootstrap(values: Sequence[float], confidence: float, seed: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What `make bench-data` and `make bench-train` measured, from reports/benchmarks/, as the tables of the README."""
+"""What `make bench-…` measured of data, training, serving and evaluation, from reports/benchmarks/, as tables."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from temper import metrics
 FOLDER = Path("reports/benchmarks")
 Values = dict[str, Any]
 DATA, TRAINING = ("dedup", "pii", "contamination", "quality", "scale", "drill"), ("train",)
+SERVING = ("serve", "serve_faults")
+EVALUATION = ("evaluation",)
 PATTERNS = ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "US_SSN", "URL")
 # Stages that move rows were measured on a million, those that look into the text on fewer.
 WHOLE, COSTLY = ("ingest", "dedup", "split", "mix"), ("quality", "pii", "contamination")
@@ -229,6 +231,79 @@ def _train(values: Values) -> Iterator[Line]:
         yield Line("five betas beside SFT once and 5 × (DPO, evaluation)", "the default job", found, "within 5%")
 
 
+def _serve(values: Values) -> Iterator[Line]:
+    def each(key: str, levels: Sequence[int]) -> str:
+        return " / ".join(f"{values[f'{key}_{level}']:.2f}" for level in levels)
+
+    if "gateway_times_bare" in values:
+        found = f"{each('gateway_times_bare', (1, 8, 32))}×; without its log {each('gateway_unlogged_times_bare', (1, 8, 32))}×"
+        yield Line(
+            "tokens/s through `make serve` beside the bare engine", "1 / 8 / 32 at once, same flags", found, "0.97×"
+        )
+    if "settings_times_default" in values:
+        chosen = "flags of `make serve`" if values["settings_best"] == "ours" else values["settings_together"]
+        found = f"{each('settings_times_default', (8, 32))}× ({chosen})"
+        yield Line("tokens/s by the best settings beside vLLM's defaults", "8 / 32 at once", found, "1.5×")
+    if "speculation_times_plain" in values:
+        best = values["speculation_best"]
+        word = "lossless" if values["speculation_lossless"] else "NOT lossless"
+        ties = f"{values[f'speculation_{best}_lossless_ties']} ties in {values[f'speculation_{best}_lossless_tokens']:,} tokens"
+        found = f"{values['speculation_times_plain']:.2f}× ({best}; {word}, {ties})"
+        yield Line("tokens/s with a draft beside without", "test prompts, one at a time", found, "1.3×, lossless")
+    if "quants_exact_kept" in values:
+        keys = (key for key in values if key.endswith("_exact_kept") and key != "quants_exact_kept")
+        named = ", ".join(f"{key.split('_')[1]} {values[key]:.3f}" for key in sorted(keys))
+        yield Line("exact answers that released quants keep", "of bf16's", named, "0.97")
+    if "llama_times_own" in values:
+        rate = f"{values['llama_ours_tokens_per_second']:.0f} tokens/s"
+        on = f"the same file, behind {values['llama_depth']} tokens"
+        found = f"{values['llama_times_own']:.2f}× ({rate})"
+        yield Line("GGUF through `make serve` beside llama-bench's loop, in Python", on, found, "0.97×")
+    if "start_times_bare" in values:
+        found = f"{values['start_times_bare']:.2f}× ({values['start_ours_seconds']:.0f} s)"
+        yield Line("`make serve` to the first token beside the bare engine", "the release", found, "at most 1.1×")
+
+
+def _faults(values: Values) -> Iterator[Line]:
+    wrong = f"{values['load_wrong']} wrong of {values['load_answers']:,} answers"
+    memory = f"memory {values['load_memory_growth']:+.1%}"
+    yield Line(
+        f"{values['load_minutes']:g} minutes of load",
+        f"{values['load_callers']} callers",
+        f"{wrong}, {memory}",
+        "none, flat",
+    )
+    failed = values["failed"] or "all held"
+    on = "a full queue, bad and oversized requests, slow readers and senders, connections"
+    yield Line("faults", f"{on} ({values['connections']:,})", failed, "all held")
+    found = f"back after {values['kill_recovery_seconds']:.0f} s, {values['kill_taken_for_whole']} cut answers that looked whole"
+    yield Line("the worker killed mid-stream, started again", f"{values['kill_streams']} streams", found, "none")
+
+
+def _evaluation(values: Values) -> Iterator[Line]:
+    if "equality_differing" in values:
+        found = f"{values['equality_differing']} of {values['equality_compared']:,} differ"
+        found += f", by {values['equality_most']:.2g} at most" if values["equality_differing"] else ""
+        yield Line("scores, answers and likelihoods beside `lm_eval` by hand", "the release, vLLM", found, "identical")
+    if "time_times" in values:
+        found = f"{values['time_times']:.1f}× ({values['time_ours_seconds']:.0f} s, {values['time_hf_seconds']:.0f} s)"
+        yield Line(
+            "the matrix beside an `lm_eval` over transformers for each variant", "all tasks, 2 cores", found, "3×"
+        )
+    if "verdicts_better_most" in values:
+        matrix, most = (f"{values[f'verdicts_{name}']:.1%}" for name in ("matrix_better", "better_most"))
+        found = f"{matrix} of matrices, {most} in the worst of four ways"
+        on = f"a model against itself under other seeds, {values['verdicts_draws']} draws"
+        yield Line('false "better"', on, found, "at most 5%")
+    if "gate_missed" in values:
+        planted, failed = values["gate_planted"], values["gate_clean_failed"]
+        found = f"{planted - values['gate_missed']} of {planted}; {failed} on the clean run"
+        yield Line("regressions planted, found by the gate", "the default's run", found, "all; none")
+    if "openness_differing" in values:
+        found = f"{values['openness_files'] - values['openness_differing']:,} of {values['openness_files']:,}"
+        yield Line("class of the Model Openness Framework as by the tool's rules", "files of every class", found, "all")
+
+
 RULES = tuple(
     f"recall_{name}"
     for name in ("encoding", "artefact", "length", "language", "repetition", "refusal", "truncation", "leak")
@@ -245,4 +320,7 @@ LINES = {
     "scale": _scale,
     "drill": _drill,
     "train": _train,
+    "serve": _serve,
+    "serve_faults": _faults,
+    "evaluation": _evaluation,
 }

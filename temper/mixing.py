@@ -15,6 +15,8 @@ class Group:
     """Globs over a row's `source`."""
     weight: float | None
     """Share of the mix, relative to the other groups' weights; null for all of them means by temperature."""
+    copies: int
+    """As how many each row counts: without weights, how often it trains."""
 
 
 def group_of(source: str, groups: dict[str, Group]) -> str:
@@ -28,7 +30,7 @@ def group_of(source: str, groups: dict[str, Group]) -> str:
 def targets(
     sizes: dict[str, int], weights: dict[str, float | None], temperature: float, rows: int | None
 ) -> dict[str, int]:
-    """Rows that each group shall have, from how many it has; together exactly `rows`, or as many as there are.
+    """Rows that each group shall have, from how many it has, copies counted; together exactly `rows`, or as many as there are.
 
     Shares follow the weights; where all are null, share_i ∝ n_i^(1/T) (Devlin 2018, multilingual BERT; Raffel et al. 2020,
     section 3.5.2).

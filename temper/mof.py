@@ -255,6 +255,8 @@ def _made(component: Component, recipe: Recipe) -> Iterator[str]:
     """What the recipe makes of a component."""
     if component.name == "Training code":
         yield from (f"scripts/{stage}.py" for stage in recipe.stages())
+    if component.name == "Model parameters (Final)":
+        yield from (f"models/{model}" for model in (recipe.release, *recipe.formats))
     if component.name == "Model parameters (Intermediate)":
         yield from (f"models/{model}" for model in recipe.chain()[1:-1])
 

@@ -10,7 +10,20 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from temper import axolotl, flops, hardware, memory, model_shape, params, prompt_set, recipe, sharding, vllm
+from temper import (
+    axolotl,
+    flops,
+    hardware,
+    memory,
+    model_shape,
+    params,
+    prompt_set,
+    recipe,
+    sharding,
+    speculators,
+    vllm,
+)
+from temper.eagle3_shape import Head
 from temper.flops import Rate
 from temper.memory import Job
 from temper.model_shape import Shape
@@ -34,8 +47,6 @@ class Device:
     mfu: float
     """Share of tflops that training reaches."""
     bandwidth_gbs: float
-    price: float
-    """Dollars an hour."""
     process_gb: float
     serve_gb: float
     """As process_gb, of vLLM with what asks it."""
@@ -226,6 +237,8 @@ def estimates(run: Run) -> Iterator[Estimate]:
     for name in recipe.STAGES:
         if run.settings.recipe[name]:
             yield STAGES[name](run)
+    if run.settings.recipe.draft:
+        yield draft(run)
     for variant in run.settings.recipe.variants:
         yield evaluate(run, variant)
 
@@ -242,6 +255,51 @@ def preferences(run: Run) -> Estimate:
     cfg = run.settings.preferences
     prompts = min(run.data.preferences, cfg.limit or run.data.preferences)
     return sampled(run, "preferences", prompts, prompts * cfg.samples, cfg.max_tokens * run.answer_share)
+
+
+def draft(run: Run) -> Estimate:
+    """Answers and their hidden states by vLLM, then the training of the head: memory is that of the fuller of both."""
+    cfg, rows, row = run.settings.draft, *drafted(run)
+    rate, trainer = run.rate(DTYPES[cfg.dtype]), head(run)
+    answered = sampled(run, "draft", rows, rows, cfg.max_tokens * run.answer_share, cfg.concurrency)
+    reading = rows * row * flops.forward(run.shape, round(row)) / rate.flops
+    # What is held out is read forwards alone, a third of the work.
+    learnt = rows * row * cfg.epochs * (1 - cfg.validation * 2 / 3)
+    learning = learnt * trainer.operations(row) / rate.flops / run.processes
+    width, own = memory.WIDTHS[DTYPES[cfg.dtype]], run.device
+    learner = trainer.memory(width, 1e9 * own.process_gb, own.slack, run.processes)
+    is_served = answered.peak >= sum(learner.values())
+    return replace(
+        answered,
+        memory=answered.memory if is_served else learner,
+        devices=run.processes,
+        tokens=answered.tokens + round(rows * row * (1 + cfg.epochs)),
+        seconds=answered.seconds + 2 * run.startup + reading + learning,
+        served=run.served if is_served else 0,
+    )
+
+
+def drafted(run: Run) -> tuple[int, float]:
+    """Rows that a head learns from, and tokens of one with its answer."""
+    cfg = run.settings.draft
+    if not (found := min(int(getattr(run.data, cfg.prompts)), cfg.rows)):
+        raise SystemExit(
+            f"make plan: no rows of {cfg.prompts} for draft: choose other draft.prompts, or recipe.draft=[]"
+        )
+    return found, run.data.tokens - run.data.answer + cfg.max_tokens * run.answer_share
+
+
+def head(run: Run) -> Head:
+    cfg = run.settings.draft
+    return Head(
+        model=run.shape,
+        layers=cfg.layers,
+        vocabulary=cfg.vocabulary or run.shape.vocabulary,
+        read=len(speculators.layers(run.shape.layers)),
+        steps=cfg.num_speculative_tokens,
+        length=cfg.sequence_length,
+        on_cpu=cfg.hardware == "cpu",
+    )
 
 
 def evaluate(run: Run, variant: str) -> Estimate:
@@ -442,14 +500,14 @@ def trained(run: Run, stage: str, job: Job, tokens: float, operations: float, sa
     )
 
 
-def sampled(run: Run, stage: str, prompts: int, answers: int, answer: float) -> Estimate:
-    """`answers` of `answer` tokens by vLLM on one device, which holds weights, its cache and the logits of a step."""
+def sampled(run: Run, stage: str, prompts: int, answers: int, answer: float, batch: int = vllm.SEQUENCES) -> Estimate:
+    """`answers` of `answer` tokens, `batch` at a time, by vLLM on one device: weights, its cache and the logits of a step."""
     precision = DTYPES[run.settings[stage.partition("@")[0]].dtype]
     width = memory.WIDTHS[precision]
     job = Job(run.shape, rows=1, length=1, stored=width, width=width, trainable=0)
-    scores = memory.FP32 * min(vllm.SEQUENCES, answers) * run.shape.vocabulary
+    scores = memory.FP32 * min(batch, answers) * run.shape.vocabulary
     rate = run.rate(precision)
-    spent = flops.sampled(job, prompts, run.data.tokens, answers, answer, vllm.SEQUENCES, rate)
+    spent = flops.sampled(job, prompts, run.data.tokens, answers, answer, batch, rate)
     held = {
         "weights": memory.weights(job),
         "KV cache": run.served,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import metrics
+from temper import cost, metrics, params
 from temper.recipe import Recipe
 
 Values = dict[str, Any]
@@ -17,7 +17,8 @@ DATA_STAGES = ("ingest", "dedup", "quality", "pii", "split", "contamination", "m
 class Results:
     recipe: Recipe
     stages: dict[str, Values]
-    """Metrics by stage: base, ingest, …, `training/sft`, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`."""
+    """Metrics by stage: base, ingest, …, `training/sft`, `evaluate/dpo`, `bench/bf16`, `quantize/gguf`, `retention/gguf`,
+    `draft/eagle3`, `judge/dpo`, `rewardbench/reward`, `safety/dpo`."""
     timing: dict[str, Values]
     """reports/timing/ by the same names: seconds, peak memory and the hardware that took them."""
     curves: dict[str, list[dict[str, str]]]
@@ -55,9 +56,23 @@ class Results:
         return values[measure], values[f"{measure}_low"], values[f"{measure}_high"]
 
     def levels(self) -> list[int]:
-        """The concurrencies that `bench` measured, in order."""
-        keys = self.stages["bench/bf16"]
-        return sorted(int(key[1:].split("_")[0]) for key in keys if key.endswith("_tokens_per_second"))
+        """The concurrencies at which `bench` measured the release, in order."""
+        return cost.levels(self.stages["bench/bf16"])
+
+    @property
+    def served(self) -> list[str]:
+        """The variants that `bench` measured."""
+        return [name.removeprefix("bench/") for name in self.stages if name.startswith("bench/")]
+
+    @property
+    def released(self) -> list[str]:
+        """The quants that kept enough of the release to be offered."""
+        return [name for name in self.recipe.formats if self.stages[f"retention/{name}"]["released"]]
+
+    def withheld(self) -> dict[str, str]:
+        """Why each of the other quants is not."""
+        others = [name for name in self.recipe.formats if name not in self.released]
+        return {name: self.stages[f"retention/{name}"]["withheld"] for name in others}
 
     def minutes(self) -> float:
         """Minutes that all stages took together."""
@@ -79,7 +94,12 @@ def load(chosen: Recipe, folder: Path = Path("reports")) -> Results:
 
 def _expected(chosen: Recipe) -> Iterator[str]:
     yield from ("base", *DATA_STAGES, "general", *(f"training/{name}" for name in chosen.stages()))
-    yield from ("quantize/gguf", "bench/bf16", *(f"evaluate/{variant}" for variant in chosen.variants))
+    yield from (f"{stage}/{name}" for stage in ("quantize", "retention") for name in chosen.formats)
+    yield from (f"draft/{name}" for name in chosen.draft)
+    yield from (f"bench/{variant}" for variant in params.tree().served)
+    yield from (f"evaluate/{variant}" for variant in chosen.variants)
+    yield from (*(f"judge/{variant}" for variant in chosen.judged), *(f"rewardbench/{name}" for name in chosen.scored))
+    yield from ("probes", "guard", *(f"{stage}/{name}" for stage in ("responses", "safety") for name in chosen.safety))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""A vLLM server for the time of a block: started, waited for, and ended with it, however it ends."""
+"""A server for the time of a block, whatever engine it is: started, waited for, measured, and ended with it, however it ends."""
 
 import os
 import socket
@@ -10,49 +10,56 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from temper import api_server, stage
 
 HOST = "127.0.0.1"
 START_SECONDS = 900.0  # compiling for a GPU takes minutes
 STOP_SECONDS = 30.0
+POLL_SECONDS = 0.1
 LAST_LINES = 15
 
 
-class Server:
-    """Serve the model in a folder with vLLM's OpenAI API on a loopback port; `url` answers once the block is entered."""
+class Endpoint:
+    """`command` as a process that answers GET /health on `port` of the loopback interface once the block is entered."""
 
-    def __init__(self, model: Path, dtype: str, seed: int, runtime: dict[str, Any]) -> None:
-        if not (model / "config.json").is_file():
-            raise SystemExit(f"{model}: no model: run `make {model.name}`, which writes it")
-        self.port = chosen_port(runtime["serve_port"])
-        self.url = f"http://{HOST}:{self.port}"
-        self.name = model.name
+    def __init__(
+        self,
+        command: list[str],
+        port: int,
+        environment: dict[str, str] | None = None,
+        stop_seconds: float = STOP_SECONDS,
+    ) -> None:
+        self.port = port
+        self.url = f"http://{HOST}:{port}"
+        self.command = command
+        self.started = 0.0
+        """By time.monotonic()."""
         self.start_seconds = 0.0
-        self._arguments = arguments(model, dtype, seed, runtime)
-        self._environment = os.environ | environment(runtime)
+        self._environment = os.environ | (environment or {})
+        self._stop_seconds = stop_seconds
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="temper-server-")
         self._log = Path(self._folder.name) / "server.log"
-        started = time.monotonic()
-        command = [sys.executable, "-m", api_server.__name__, "--host", HOST, "--port", str(self.port)]
+        self.started = time.monotonic()
         with self._log.open("wb") as log:
-            # No thread runs yet in a stage that starts a server, so a function between fork and exec is safe.
+            # No thread runs yet in a process that starts a server, so a function between fork and exec is safe.
             self._process = subprocess.Popen(
-                [*command, *self._arguments],
+                self.command,
                 env=self._environment,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 preexec_fn=stage.die_with_parent,  # noqa: PLW1509
             )
         try:
-            self._wait(started + START_SECONDS)
+            self._wait()
         except BaseException:
             self._stop()
             raise
-        self.start_seconds = time.monotonic() - started
+        self.start_seconds = time.monotonic() - self.started
         return self
 
     def __exit__(
@@ -60,36 +67,66 @@ class Server:
     ) -> None:
         self._stop()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def status(self) -> int | None:
+        """Of the process once it has ended."""
+        return self._process.poll()
+
     def peak_memory_gb(self) -> float:
         """Sum over the server's processes of the most memory each has had resident, in GB."""
+        return sum(kept(pid, "VmHWM") for pid in self.family()) / 1e9
+
+    def memory_gb(self) -> float:
+        """Sum over the server's processes of the memory that each has resident now, in GB."""
+        return sum(kept(pid, "VmRSS") for pid in self.family()) / 1e9
+
+    def family(self) -> list[int]:
+        """Ids of the server's processes, those that it started after itself; none once it has ended."""
         import psutil
 
-        server = psutil.Process(self._process.pid)
-        return sum(peak(process.pid) for process in [server, *server.children(recursive=True)]) / 1e9
+        try:
+            parent = psutil.Process(self.pid)
+            return [process.pid for process in [parent, *parent.children(recursive=True)]]
+        except psutil.NoSuchProcess:
+            return []
 
     def last_lines(self) -> str:
         """The end of the server's log, on lines of its own."""
         return "\n".join(["its last lines:", *self._log.read_text(errors="replace").splitlines()[-LAST_LINES:]])
 
-    def _wait(self, deadline: float) -> None:
+    def _wait(self) -> None:
         # Another process may have taken the port since it was chosen: its answer is not ours.
-        while not (answers(f"{self.url}/health") and listens(self._process.pid, self.port)):
-            status = self._process.poll()
-            if status is not None:
-                raise SystemExit(f"the vLLM server ended with status {status} before it was ready: {self.last_lines()}")
-            if time.monotonic() > deadline:
-                raise SystemExit(f"the vLLM server was not ready after {START_SECONDS:.0f} s: {self.last_lines()}")
-            time.sleep(0.25)
+        while not (answers(f"{self.url}/health") and listens(self.pid, self.port)):
+            if (status := self.status()) is not None:
+                raise SystemExit(f"the server ended with status {status} before it was ready: {self.last_lines()}")
+            if time.monotonic() > self.started + START_SECONDS:
+                raise SystemExit(f"the server was not ready after {START_SECONDS:.0f} s: {self.last_lines()}")
+            time.sleep(POLL_SECONDS)
 
     def _stop(self) -> None:
         self._process.terminate()
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(self._stop_seconds)
         except subprocess.TimeoutExpired:
-            # Its workers end with it: see temper/api_server.py.
+            # Its workers end with it: they are bound to its life (temper/api_server.py).
             self._process.kill()
             self._process.wait()
         self._folder.cleanup()
+
+
+class Server(Endpoint):
+    """The model in a folder behind vLLM's OpenAI API, by the name of the folder; `more` are arguments of vLLM's."""
+
+    def __init__(self, model: Path, dtype: str, seed: int, runtime: dict[str, Any], *more: str) -> None:
+        if not (model / "config.json").is_file():
+            raise SystemExit(f"{model}: no model: run `make {model.name}`, which writes it")
+        self.name = model.name
+        port = chosen_port(runtime["serve_port"])
+        command = [sys.executable, "-m", api_server.__name__, "--host", HOST, "--port", str(port)]
+        super().__init__([*command, *arguments(model, dtype, seed, runtime), *more], port, environment(runtime))
 
 
 def arguments(model: Path, dtype: str, seed: int, runtime: dict[str, Any]) -> list[str]:
@@ -155,8 +192,10 @@ def listens(pid: int, port: int) -> bool:
     return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in opened)
 
 
-def peak(pid: int) -> int:
-    """The most bytes that a process has had resident (VmHWM of Linux); 0 where that is not known."""
-    status = Path(f"/proc/{pid}/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+def kept(pid: int, name: str) -> int:
+    """Bytes that a process has resident (VmRSS of Linux), or has had at most (VmHWM); 0 where that is not known."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

@@ -199,7 +199,7 @@ def picture(names: Sequence[str], study: Study, arms: Arms) -> str:
     """An SVG: a bar an arm, with its interval."""
     found = {name: rate(arms[name], study.confidence) for name in names}
     bars = {name: (one.value, one.low, one.high) for name, one in found.items()}
-    return figures.scores({f"{study.measure}, {study.confidence:.0%} interval": bars})
+    return figures.scores({f"{study.measure}, {study.confidence:.0%} interval": bars}, figures.WIDE)
 
 
 def picture_name(title: str) -> str:

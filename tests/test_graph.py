@@ -30,6 +30,8 @@ def test_params_are_the_sections_the_script_loads(stage: graph.Stage) -> None:
     # A matrix stage loads f"quantize.{item}": its literal beginning is the section.
     loaded = {ast.unparse(call).strip("f'\"").split(".")[0] for call in calls}
     loaded |= {"recipe"} if "recipe.load()" in source else set()
+    # Which stages there are, and so which reports are of this run, follows from these.
+    loaded |= {"recipe", "served"} if "graph.stages()" in source else set()
     assert {param.split(".")[0] for param in stage.params} == loaded
 
 

@@ -194,7 +194,8 @@ RUNS = """
 import json, os, shutil, sys
 from pathlib import Path
 
-from temper import health, training
+from scripts.ppo import Ppo
+from temper import health, params, ppo, records, reward_model, training
 
 os.chdir(sys.argv[1])
 training.prepare()
@@ -223,16 +224,19 @@ def run(name, stage, trainer, settings, policy=None, resume=None, thresholds={},
            "save_strategy": "no", "lr_scheduler_type": "constant"}
     policy = policy or LlamaForCausalLM.from_pretrained("model")
     made = trainer(policy, args=settings(**own | given.pop("args")), processing_class=tokenizer, **given)
+    train(name, stage, made, resume)
+    return policy
+
+def train(name, stage, made, *resume):
     health.watch(made, stage)
     shutil.rmtree("reports", ignore_errors=True)
     said = None
     try:
-        made.train(resume_from_checkpoint=resume)
+        made.train(*resume)
     except SystemExit as error:
         said = str(error)
     curve = Path(f"reports/plots/{stage}.csv")
     found[name] = {"said": said, "steps": made.state.global_step, "curve": curve.read_text() if curve.is_file() else None}
-    return policy
 
 found = {}
 texts = Dataset.from_list([{"prompt": f"{n} and 1 is ", "completion": f"{n + 1}, of course"} for n in range(8)])
@@ -280,6 +284,24 @@ policy = run("collapse", **grpo, args=sampled | {"learning_rate": 0.01, "max_ste
     thresholds={"collapse": 0.5, "window": 3, "cut": None, "grad_norm": None})
 run("explosion", **grpo, args=sampled | {"learning_rate": 0.003, "max_steps": 40}, reward_funcs=long, policy=policy,
     thresholds={"explosion": 1.5, "window": 3, "cut": None, "grad_norm": None})
+
+# The trainer of PPO that the stage makes, which reads chats, and pads with a token of its own.
+bare.add_special_tokens(["<pad>"])
+chats = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="<s>", pad_token="<pad>",
+                                chat_template="{{ messages[-1].content }}")
+model = LlamaForCausalLM(LlamaConfig(
+    vocab_size=258, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=2, bos_token_id=0, eos_token_id=0, pad_token_id=257))
+for folder in ("policy", "models/reward"):
+    model.save_pretrained(folder)
+    chats.save_pretrained(folder)
+turns = [[{"role": "user", "content": f"{n} and 1 is "}, {"role": "assistant", "content": f"{n + 1}"}] for n in range(64)]
+records.write(Path("data/mix/preferences.jsonl"), [{"messages": turn} for turn in turns])
+OmegaConf.save(OmegaConf.merge(before, {"health": {"kl": {"ppo": 0.1}}}), "params.yaml")
+config = ppo.render(params.load("ppo", Ppo), Path("policy"))
+config["trainer"] |= {"output_dir": "out/ppo", "report_to": "none", "learning_rate": 0.1, "response_length": 16, "kl_coef": 0.0,
+                      "lr_scheduler_type": "constant"}
+train("kl of ppo", "ppo", ppo.trainer(config))
 print("FOUND", json.dumps(found))
 """
 
@@ -303,6 +325,7 @@ REASONS = {
     "validation": "sft: step 6: eval_loss is 5.55 and was 5.55 before the first step, expected it to fall",
     "chosen": "nats a token, under ",
     "kl of kto": "kl is ",
+    "kl of ppo": "objective/kl is ",
     "equal": "grpo: step 4: frac_reward_zero_std is 1 for 4 steps in a row",
     "cut": "of the answers are cut at their longest length",
     "kl": "kl is ",
@@ -322,7 +345,8 @@ def test_a_real_run_made_to_fail_is_stopped(runs: dict[str, dict[str, Any]], nam
     # What was seen up to there is left for whoever looks.
     rows = list(csv.DictReader(curve.splitlines()))
     assert [int(row["step"]) for row in rows if row["loss"]] == list(range(1, steps + 1))
-    assert {"loss", "grad_norm", "learning_rate"} <= rows[0].keys()
+    logged = {"loss", "learning_rate"} if name == "kl of ppo" else {"loss", "grad_norm", "learning_rate"}
+    assert logged <= rows[0].keys()
 
 
 @pytest.mark.engine

@@ -24,6 +24,12 @@ def test_wilson_agrees_with_newcombe(successes: int, trials: int, low: float, hi
     assert intervals.wilson(successes, trials, 0.95) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    # 56/70 and 48/80, the example of his table II: +0.2000 (0.0524 to 0.3339).
+    found = intervals.difference((0.8, 0.6920, 0.8767), (0.6, 0.4905, 0.7002))
+    assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-4)
+
+
 @given(st.integers(1, 500).flatmap(lambda trials: st.tuples(st.integers(0, trials), st.just(trials))))
 def test_wilson_holds_the_share_and_stays_a_probability(counts: tuple[int, int]) -> None:
     successes, trials = counts

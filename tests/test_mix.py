@@ -40,7 +40,10 @@ def test_by_default_every_row_trains_once_and_every_split_is_a_file(
 
 
 def test_weights_sample_one_group_up_and_another_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = {"domain": {"sources": ["dom*"], "weight": 0.5}, "rest": {"sources": ["*"], "weight": 0.5}}
+    groups = {
+        "domain": {"sources": ["dom*"], "weight": 0.5, "copies": 1},
+        "rest": {"sources": ["*"], "weight": 0.5, "copies": 1},
+    }
     assert run(tmp_path, monkeypatch, {"domain": 30, "general": 90}, groups=groups) == {"domain": 60, "general": 60}
     counts = metrics.read("reports/mix.json")
     assert (counts["repeated"], counts["rejected_downsampled"], counts["rows_domain"]) == (30, 30, 60)
@@ -48,17 +51,32 @@ def test_weights_sample_one_group_up_and_another_down(tmp_path: Path, monkeypatc
 
 
 def test_temperature_evens_out_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = {name: {"sources": [name], "weight": None} for name in ("domain", "general")}
+    groups = {name: {"sources": [name], "weight": None, "copies": 1} for name in ("domain", "general")}
     sizes = {"domain": 10, "general": 90}
     assert run(tmp_path, monkeypatch, sizes, groups=groups, temperature=2.0) == {"domain": 25, "general": 75}
 
 
+def test_a_group_trains_several_times_and_the_others_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"failures": {"sources": ["mined/failures*"], "weight": None, "copies": 3}}
+    groups |= {"rest": {"sources": ["*"], "weight": None, "copies": 1}}
+    sizes = {"mined/failures.jsonl": 7, "mined/positives.jsonl": 5, "domain": 20}
+    found = run(tmp_path, monkeypatch, sizes, groups=groups)
+    assert found == {"mined/failures.jsonl": 21, "mined/positives.jsonl": 5, "domain": 20}
+    times = Counter(row["id"] for row in records.read("data/mix/train.jsonl") if row["source"].startswith("mined/f"))
+    assert set(times.values()) == {3}
+
+
 def test_a_row_of_no_group_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="no group takes rows of 'general'"):
-        run(tmp_path, monkeypatch, {"general": 1}, groups={"domain": {"sources": ["domain"], "weight": 1.0}})
+        run(
+            tmp_path,
+            monkeypatch,
+            {"general": 1},
+            groups={"domain": {"sources": ["domain"], "weight": 1.0, "copies": 1}},
+        )
 
 
-WEIGHTED = {"all": {"sources": ["*"], "weight": 1.0}}
+WEIGHTED = {"all": {"sources": ["*"], "weight": 1.0, "copies": 1}}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +84,7 @@ WEIGHTED = {"all": {"sources": ["*"], "weight": 1.0}}
     [
         ({"rows": 0}, r"^mix\.rows is 0: choose 1 or more, or null"),
         ({"rows": -5}, r"^mix\.rows is -5: choose 1 or more, or null"),
+        ({"groups": {"all": WEIGHTED["all"] | {"copies": 0}}}, r"^mix\.groups\.all\.copies: choose 1 or more"),
         ({"temperature": 0.5}, r"^mix\.temperature is 0\.5: choose 1 or more"),
         ({"temperature": 2.0}, r"^mix\.temperature is 2\.0, which only groups without weights take"),
         (

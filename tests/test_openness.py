@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from benchmarks import openness as rules
+from benchmarks.openness import Evaluator
 from commands.compose import composed
 from scripts.card import Card
 from temper import mof, openness, params
@@ -20,10 +21,11 @@ from temper import recipe as recipes
 from temper.openness import COMPONENTS
 from temper.recipe import Recipe
 
-RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], ["base", "sft", "dpo"], "dpo")
+RECIPE = Recipe(
+    ["base"], ["sft"], ["sft"], [], [], [], [], [], ["base", "sft", "dpo"], "dpo", ["gguf"], [], [], [], ["base", "dpo"]
+)
 APACHE = {"apache-2.0": ["SmolLM2-135M-Instruct (base model)", "bfcl-eval 2026.3.23"]}
 NAMES = [one.name for one in COMPONENTS]
-Evaluator = Callable[[dict[str, Any]], int]
 
 
 @pytest.fixture(scope="module")
@@ -43,55 +45,7 @@ def validator(published: Path) -> Draft202012Validator:
 
 @pytest.fixture(scope="module")
 def reference(published: Path) -> Evaluator:
-    """The class by the tool's README and its own files: a class is reached where as many of its components count as it asks for."""
-    components = yaml.safe_load((published / "mof.settings.yml").read_text())["components"]
-    open_ids = set(openness_by_list(published))
-
-    def counts(release: dict[str, Any], one: dict[str, Any]) -> bool:
-        found = [listed for listed in release["components"] if listed["name"] == one["name"]]
-        if not found:
-            return False
-        shared = release["license"]
-        choices = [shared.get(one["content_type"], {}).get("name"), shared.get("distribution", {}).get("name")]
-        own = found[0].get("license")
-        return (own if own is not None else next((name for name in choices if name), None)) in open_ids
-
-    def evaluate(release: dict[str, Any]) -> int:
-        counted = {one["name"] for one in components if one["required"] and counts(release, one)}
-        paper = "Research paper" in counted
-        reached = 0
-        for level in (3, 2, 1):
-            asked = [one["name"] for one in components if one["required"] and one["class"] >= level]
-            if paper:  # "If the paper is included, the technical report is optional"
-                asked.remove("Technical report")
-            if len(counted.intersection(asked)) < len(asked):
-                break
-            reached = level
-        return reached
-
-    return evaluate
-
-
-def openness_by_list(published: Path) -> Iterator[str]:
-    """Ids that the tool takes for open: of an id that is twice in its lists the first entry counts."""
-    first: dict[str, Any] = {}
-    for name in ("mof-licenses.json", "licenses.json"):
-        for entry in json.loads((published / name).read_text())["licenses"]:
-            first.setdefault(entry["licenseId"], entry)
-    yield from (name for name, entry in first.items() if entry.get("isOsiApproved") or entry.get("isFsfLibre"))
-    # What its program names besides: open data licences, and OpenMDW.
-    by = ["1.0", "2.0", "2.5", "2.5-AU", "3.0", "3.0-AT", "3.0-AU", "3.0-DE", "3.0-IGO", "3.0-NL", "3.0-US", "4.0"]
-    share = ["1.0", "2.0", "2.0-UK", "2.1-JP", "2.5", "3.0", "3.0-AT", "4.0"]
-    yield from (*(f"CC-BY-{version}" for version in by), *(f"CC-BY-SA-{version}" for version in share))
-    yield from (
-        "CC0-1.0",
-        "CDLA-Permissive-1.0",
-        "CDLA-Permissive-2.0",
-        "CDLA-Sharing-1.0",
-        "ODC-PDDL-1.0",
-        "ODC-By-1.0",
-    )
-    yield from ("ODbL-1.0", "GFDL-1.3", "OGL-Canada-2.0", "OGL-UK-2.0", "OGL-UK-3.0", "OpenMDW-1.0")
+    return rules.reference(published)
 
 
 def test_every_licence_is_as_open_as_the_tool_has_it(published: Path) -> None:
@@ -100,7 +54,7 @@ def test_every_licence_is_as_open_as_the_tool_has_it(published: Path) -> None:
         for name in ("mof-licenses.json", "licenses.json")
         for entry in json.loads((published / name).read_text())["licenses"]
     }
-    wanted = set(openness_by_list(published))
+    wanted = set(rules.open_by_list(published))
     assert {name for name in listed | wanted if openness.is_open(name)} == wanted
     assert len(wanted) > 200
 
@@ -113,8 +67,7 @@ def test_the_components_are_the_tool_s(published: Path) -> None:
     }
 
 
-LICENCES = st.sampled_from(["Apache-2.0", "MIT", "CC-BY-4.0", "CDLA-Permissive-2.0", "OpenMDW-1.0", "ODC-By-1.0"])
-CLOSED = st.sampled_from(["unlicensed", "", "CC-BY-NC-4.0", "llama3.1", "apache-2.0", "MIT AND CC-BY-4.0", "PDDL-1.0"])
+LICENCES, CLOSED = st.sampled_from(rules.LICENCES), st.sampled_from(rules.CLOSED)
 
 
 @st.composite

@@ -1,5 +1,6 @@
 """The card and the report say what reports/ holds, figure by figure."""
 
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,33 @@ from huggingface_hub import ModelCard
 
 from scripts import card as stage
 from scripts.card import About, Card
-from temper import evaluation_matrix, metrics, mof, pages, params, records
+from temper import evaluation_matrix, hub, metrics, mof, pages, params, records, safety_section
+from temper.cost import Api, Cost, Power, Price
+from temper.evaluation_matrix import Evaluated
 from temper.recipe import Recipe
 from temper.results import DATA_STAGES, Results
+from temper.task_metrics import Task
 
 VARIANTS = ["base", "sft", "dpo"]
-RECIPE = Recipe(["base"], ["sft"], ["sft"], [], [], [], [], [], VARIANTS, "dpo")
+RECIPE = Recipe(
+    ["base"],
+    ["sft"],
+    ["sft"],
+    [],
+    [],
+    [],
+    [],
+    [],
+    VARIANTS,
+    "dpo",
+    ["gptq", "gguf"],
+    ["eagle3"],
+    [],
+    [],
+    ["base", "dpo"],
+)
+SECTIONS = ["Graph", "Task scores", "Forgetting", "Safety", "Data", "Training", "Speed", "Speculation", "Quants"]
+SECTIONS += ["Speed and quality", "Samples", "Openness", "Cost"]
 GRAPH = '<?xml version="1.0"?><svg><text>ingest</text></svg>'
 CARD = Card(
     name="caller",
@@ -28,16 +50,36 @@ CARD = Card(
     language=["en"],
     confidence=0.95,
     seed=17,
+    seeds={"sft": 18, "dpo": 19},
+    tasks=[],
     openness=params.load("card", Card).openness,
     about={"bfcl-eval": About("call functions", ["function-calling"], "A demonstration.", ["One call an answer."])},
 )
+
+GATED: dict[str, Any] = {"passed": 1, "failed": 0, "skipped": 1}
+GATED |= {"format_value": 0.94, "format_limit": "at least 0.9", "format_verdict": "passed"}
+GATED |= {
+    "safety_value": "no stage of this recipe writes it",
+    "safety_limit": "at least 0",
+    "safety_verdict": "skipped",
+}
+
+COSTS = Cost(
+    Price(0.1, "2026-05-07", "https://example.org/prices"),
+    0.5,
+    {"Small": Api(0.2, 1.0, "2026-05-01", "https://example.org/small")},
+    0.03,
+    Power(250.0, "https://example.org/power"),
+)
+HASHES = {"data/mix/train.jsonl": "ab" * 32, "models/dpo": "cd" * 32}
 
 
 @pytest.fixture
 def results() -> Results:
     evaluated = {
-        variant: {"n": 90, "call_n": 60, "null_n": 30, "n_live": 90}
-        | {f"{name}{end}": share for name in (*MEASURES, "exact_live") for end, share in interval(place).items()}
+        variant: {"n": 90, "call_n": 60, "null_n": 30, "n_in_live": 90}
+        | {f"{name}{end}": share for name in MEASURES for end, share in interval(place).items()}
+        | {f"exact{end}_in_live": share for end, share in interval(place).items()}
         | {"domain_perplexity": 3.25, "domain_bits_per_byte": 0.5}
         | {"general_perplexity": 20.0 + place, "general_bits_per_byte": 1.0 + place / 10}
         for place, variant in enumerate(VARIANTS)
@@ -48,22 +90,83 @@ def results() -> Results:
     stages["general"] = {"passages": 48}
     stages["base"] = {"parameters": 134_515_008}
     stages["training/sft"] = {"train_loss": 0.2345, "eval_loss": 0.3456, "steps": 12}
+    stages["training/preferences"] = {"pairs": 9}
     stages["training/dpo"] = {"train_loss": 0.6543, "steps": 5}
     stages["quantize/gguf"] = {"type": "Q4_K_M", "bytes": 105e6, "bf16_bytes": 270e6, "bits_per_weight": 6.21}
+    stages["quantize/gptq"] = {"bytes": 99e6, "bf16_bytes": 270e6, "bits_per_weight": 5.87}
+    kept = {"exact_kept": 0.98, "unchanged": 0.87, "kl": 0.0321, "kl_p99": 0.4, "perplexity_ratio": 1.04}
+    stages["retention/gguf"] = kept | {"released": True, "withheld": ""}
+    stages["retention/gptq"] = kept | {"exact_kept": 0.9, "released": False, "withheld": "exact_kept 0.9 < 0.97"}
     parts = {
         "tokens_per_second": 48.0,
+        "tokens_per_second_least": 45.0,
+        "tokens_per_second_most": 49.0,
+        "requests_per_second": 1.5,
+        "prompt_tokens": 320.0,
         "ttft_p50_ms": 31.0,
         "ttft_p99_ms": 41.0,
         "itl_p50_ms": 20.5,
         "itl_p99_ms": 29.5,
     }
     stages["bench/bf16"] = {f"c8_{name}": value for name, value in parts.items()}
+    stages["bench/bf16"] |= {f"open70_{name}": 0.0 for name in parts}
+    alone, eight = (
+        {f"c{n}_{name}": times * value for name, value in parts.items()} for n, times in ((1, 0.5), (8, 1.25))
+    )
+    stages["draft/eagle3"] = {"train_loss": 1.0}
+    stages["bench/ngram"] = alone | eight | drafting(1.5, (0.5,))
+    stages["bench/eagle3"] = alone | eight | drafting(1.75, (0.625, 0.25))
+    stages |= {"guard": GUARDED, "probes": {"n_harmbench": 40}}
+    for place, variant in enumerate(("base", "dpo")):
+        stages |= {f"safety/{variant}": asked(place), f"responses/{variant}": {"n_harmful": 8}}
     timing = {name: {"seconds": 60.0, "peak_memory_gb": 1.5, "hardware": "a quiet machine"} for name in stages}
     curve = [{"step": "1", "loss": "2.5", "eval_loss": ""}, {"step": "2", "loss": "1.5", "eval_loss": "1.75"}]
     return Results(RECIPE, stages, timing, {"sft": curve, "dpo": curve})
 
 
+def drafting(steps: float, shares: tuple[float, ...]) -> dict[str, float]:
+    """What a report of `bench` says more of a variant that drafts."""
+    counted = {"acceptance_length": 1 + sum(shares)} | {f"acceptance_at_{n}": share for n, share in enumerate(shares)}
+    domain, generic = ({f"{text}_{name}": value for name, value in counted.items()} for text in ("domain", "generic"))
+    gap = {"domain_tokens_per_step": steps, "generic_tokens_per_step": steps - 0.5, "gap_tokens_per_step": 0.5}
+    return domain | generic | gap | {"lossless_tokens": 1024, "lossless_ties": 3}
+
+
 MEASURES = [key for key, _, _ in pages.MEASURES]
+
+
+def spread(name: str, value: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": max(0.0, value - 0.0625), f"{name}_high": min(1.0, value + 0.0625)}
+
+
+GUARDED: dict[str, Any] = {"n_harmbench": 40, "n_xstest_safe": 25} | spread("offline_unseen_false_positives", 0.5)
+for guard, share in (("offline", 0.875), ("lexical", 0.125), ("both", 0.9375)):
+    for what in ("recall", "precision", "false_positives", "harmbench_recall", "xstest_safe_false_positives"):
+        GUARDED |= spread(f"{guard}_{what}", share)
+
+
+def asked(place: int) -> dict[str, Any]:
+    """reports/safety/<variant>.json of the base (0) or of the release (1)."""
+    value = 0.25 + 0.5 * place
+    found: dict[str, Any] = {"bbq_n": 0, "winogender_n": 0, "canaries_n": 0, "false_refusals_most": 0.05}
+    for name in ("refusals", "harmful", "jailbreak", "served", "helped", "clean", "discreet"):
+        found |= spread(name, value) | {f"{name}_n": 32}
+    found |= spread("benign_abstained", 0.8125)
+    found |= {
+        "verbatim_more": 0.125,
+        "verbatim_more_low": -0.0625,
+        "verbatim_more_high": 0.3125,
+        "verbatim_more_p": 0.25,
+    }
+    found |= {"verbatim_more_verdict": "no memory beyond chance"}
+    for role in ("false_refusals", "verbatim_trained", "verbatim_held_out"):
+        found |= spread(role, 0.0625) | {f"{role}_n": 16}
+    for verdict in ("refused", "abstained", "answered"):
+        found |= spread(f"set_harmbench_{verdict}", 0.3125) | {"set_harmbench_n": 24}
+    if place:
+        found |= {"refusals_over_base": 0.5, "refusals_over_base_low": 0.25, "refusals_over_base_high": 0.75}
+        found |= {"refusals_over_base_p": 0.0004, "refusals_over_base_verdict": "better", "answers_in_words": 0}
+    return found | {"not_run_xstest_safe": 1}
 
 
 def interval(place: int) -> dict[str, float]:
@@ -80,10 +183,10 @@ def matrix() -> evaluation_matrix.Matrix:
     """Of 40 rows, 20 of a call: the base has none right, SFT 30, DPO 31."""
     right = {"base": 0, "sft": 30, "dpo": 31}
     rows = {
-        name: [scored(row, row < count, None if row % 2 else {"name": "f"}) for row in range(40)]
+        name: Evaluated([scored(row, row < count, None if row % 2 else {"name": "f"}) for row in range(40)])
         for name, count in right.items()
     }
-    return evaluation_matrix.judged(RECIPE, rows, 0.95, 17)
+    return evaluation_matrix.judged(RECIPE, rows, [], 0.95, 17)
 
 
 def scored(row: int, right: bool, gold: dict[str, str] | None) -> dict[str, Any]:
@@ -91,11 +194,11 @@ def scored(row: int, right: bool, gold: dict[str, str] | None) -> dict[str, Any]
 
 
 def openness(card: Card = CARD) -> dict[str, Any]:
-    return mof.document(card, {"apache-2.0": ["bfcl-eval 1.0"]}, RECIPE)
+    return mof.document(card, {"apache-2.0": ["bfcl-eval 1.0"]}, replace(RECIPE, formats=["gguf"]))
 
 
 def carded(results: Results, card: Card = CARD) -> str:
-    return pages.card(results, card, matrix(), openness(card))
+    return pages.card(results, card, COSTS, matrix(), openness(card), GATED, HASHES, 2)
 
 
 def reported(results: Results, card: Card = CARD) -> str:
@@ -110,16 +213,45 @@ def likelihoods() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def test_speculation_is_told_with_what_it_gains_and_where_it_is_off(results: Results) -> None:
+    head, ngram = ["1.75 (1.88: 0.62, 0.25)", "1.25 (1.88: 0.62, 0.25)"], ["1.50 (1.50: 0.50)", "1.00 (1.50: 0.50)"]
+    rest = ["+0.50", "3 of 1,024", "8: 1.25× (on)"]
+    assert f"| eagle3 | {' | '.join(head + rest)} |" in carded(results)
+    assert f"<td>ngram</td><td>{'</td><td>'.join(ngram + rest)}</td>" in reported(results)
+    results.stages["bench/eagle3"]["c8_tokens_per_second"] = 36.0
+    assert "8: 0.75× (off) |" in carded(results)
+
+
+def test_a_head_is_held_against_the_lookup_that_costs_nothing(results: Results) -> None:
+    told = "eagle3 yields {} tokens a step on the domain than n-gram lookup"
+    assert all(told.format("more") in page for page in (carded(results), reported(results)))
+    results.stages["bench/eagle3"]["domain_tokens_per_step"] = 1.25
+    assert told.format("no more") in carded(results)
+    del results.stages["bench/ngram"]
+    assert "n-gram lookup" not in carded(results)
+    del results.stages["bench/eagle3"]
+    assert not any("Speculation" in page for page in (carded(results), reported(results)))
+
+
 def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
     card = carded(results)
     assert card.startswith('---\nlicense: "apache-2.0"\nbase_model: "SmolLM2"\n')
     wanted = (
         "50.0% (43.8–56.2)",
-        "0.2345",
-        "0.3456",
-        "0.6543",
+        # A minute of two devices of 250 W, at $0.1 an hour each.
+        "| SFT | 18 | 0.2345 | 0.3456 | 12 | 1.0 | 0.0083 | 0.0033 | 1.5 | `models/sft/axolotl.yaml` |",
+        "| DPO | 19 | 0.6543 |  | 5 | 1.0 | 0.0083 | 0.0033 | 1.5 | `models/dpo/trl.yaml` |",
+        "0.025 kWh and $0.01: time on each device at 250 W\n(https://example.org/power; an estimate",
+        f"`models/dpo` `{'cd' * 32}`",
         "Q4_K_M, 105 MB of 270 MB, 6.21 bits",
-        "| 8 | 48 | 31 / 41 |",
+        "| bf16 | 8 | 48 (45–49) | 31 / 41 | 20.5 / 29.5 | 1.16 |",  # $0.1 / (3600 × 48 × 0.5) × 1e6
+        "| ngram | 1 | 24 (22–24) |",
+        "Prompts of 320 tokens, answers of 32.",
+        "Dollars at 0.1 an hour (https://example.org/prices, 2026-05-07) and 50% of the rate asked for",
+        "Small $3.00 (2026-05-01)",  # 1.0 + 0.2 × 320 / 32
+        "1 checks passed, 0 failed, 1 were skipped",
+        "| format | 0.94 | at least 0.9 | passed |",
+        "| safety | no stage of this recipe writes it | at least 0 | skipped |",
         "- 135 million parameters.\n- One call an answer.\n",
         "(SFT → DPO) to call functions.\nA demonstration.\n\nMade",
         'tags: ["function-calling", "sft", "dpo", "gguf"]\n',
@@ -128,6 +260,134 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
         assert figure in card, figure
     assert "7 near (dedup)" in card
     assert not re.search(r"\{\{|\{%|Undefined", card)
+
+
+def test_a_quant_that_lost_too_much_is_named_and_not_offered(results: Results) -> None:
+    card = carded(results)
+    assert (
+        "- `models/gguf/model.gguf`: Q4_K_M, 105 MB of 270 MB, 6.21 bits a weight; 98% of exact answers kept, 87% of"
+        in card
+    )
+    assert "gptq is not released: exact_kept 0.9 < 0.97.\n" in card
+    assert "models/gptq" not in card
+    report = reported(results)
+    assert "<td>no: exact_kept 0.9 &lt; 0.97</td>" in report
+    assert "105 MB" in report and "99 MB" not in report
+    none = replace(results, recipe=replace(RECIPE, formats=[]))
+    assert "## Quantized releases\n\nNone.\n" in carded(none)
+    assert "Smallest release" not in reported(none)
+
+
+def test_what_else_is_measured_has_a_table(results: Results) -> None:
+    assert "Other measures" not in carded(results)
+    for variant, value in zip(VARIANTS, (0.25, 0.5, 0.75), strict=True):
+        own = {"choose": value, "gsm8k_exact_match": value / 2, "golden_exact": 1.0, "choose_norm": 1.0}
+        spans = {f"{key}{end}": of for key, of in own.items() for end in ("", "_low", "_high")}
+        results.stages[f"evaluate/{variant}"] |= spans | {"gsm8k_n": 7}
+    card = carded(results)
+    assert (
+        "| the right tool likeliest among several | 25.0% (25.0–25.0) | 50.0% (50.0–50.0) | 75.0% (75.0–75.0) |" in card
+    )
+    assert "| gsm8k_exact_match | 12.5% (12.5–12.5) |" in card
+    assert "<td>the right tool likeliest among several</td><td>25.0% (25.0–25.0)</td>" in reported(results)
+    assert "golden_exact" not in card and "choose_norm" not in card
+
+
+JUDGED = {"judge": "reward model models/reward", "usable": 1, "unusable_because": "", "human_pairs_decided": 300}
+JUDGED |= {f"human_pairs_accuracy{end}": value for end, value in (("", 0.62), ("_low", 0.56), ("_high", 0.67))}
+
+
+def spanned(**values: float) -> dict[str, float]:
+    return {f"{key}{end}": value for key, value in values.items() for end in ("", "_low", "_high")}
+
+
+def test_a_judge_stands_beside_what_it_is_worth(results: Results) -> None:
+    chosen = replace(results, recipe=replace(RECIPE, judged=["dpo"], scored=["reward", "dpo"]))
+    won = spanned(win_rate=0.7, length_controlled_win_rate=0.6) | {"ties": 3, "prompts": 64, "win_verdict": "better"}
+    rated = {"mt_bench_base": 2.5, "mt_bench_dpo": 3.25}
+    chosen.stages["judge/dpo"] = JUDGED | won | rated
+    chosen.stages["rewardbench/reward"] = {"reward": "model", "neighbours_n": 64} | spanned(neighbours=0.9)
+    chosen.stages["rewardbench/dpo"] = {"reward": "implicit", "ties_n": 9, "rewardbench2": 0.5} | spanned(ties=0.4)
+    card = carded(chosen)
+    assert (
+        "DPO against the base, by reward model models/reward (it is for the answer that people chose in 62.0% (56.0–67.0), n = "
+        "300): win rate 70.0% (70.0–70.0); at equal length 60.0% (60.0–60.0); ties 3 of 64; better; MT-Bench 3.25 (DPO); "
+        "MT-Bench 2.50 (base)." in card
+    )
+    assert "The reward model puts right answers before wrong ones: neighbours 90.0% (90.0–90.0), n = 64." in card
+    assert (
+        "The reward that is implicit in DPO puts right answers before wrong ones: RewardBench 2 50.0; ties 40.0%"
+        in card
+    )
+
+
+def test_an_unusable_judge_says_nothing_but_that(results: Results) -> None:
+    chosen = replace(results, recipe=replace(RECIPE, judged=["dpo"]))
+    chosen.stages["judge/dpo"] = JUDGED | {"usable": 0, "unusable_because": "no better than chance: it is 51% (45–57)"}
+    card = carded(chosen)
+    assert (
+        "DPO is not judged: reward model models/reward is unusable (no better than chance: it is 51% (45–57))." in card
+    )
+    assert "win rate" not in card
+    assert "models/reward is unusable" in reported(chosen)
+
+
+def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(results: Results) -> None:
+    card, report = carded(results), reported(results)
+    for text in (card, report):
+        assert (
+            "better: +50.0 (+25.0 to +75.0), p &lt; 0.001" in text
+            or "better: +50.0 (+25.0 to +75.0), p < 0.001" in text
+        )
+        assert "Benign requests refused in words: 6.2% (0.0–12.5) of 16, over the target of 5% at most." in text
+        assert (
+            "Rows continued word for word: 6.2% (0.0–12.5) of 16 trained ones, 6.2% (0.0–12.5) of 16 held-out ones"
+            in text
+        )
+        assert (
+            "neither a refusal nor help (`null`, nothing, a call though no tool was on offer): 81.2% (75.0–87.5), as the"
+            in text
+        )
+        assert "16 held-out ones; no memory beyond chance: +12.5 (-6.2 to +31.2), p = 0.250 (Fisher" in text
+        assert "Canaries: none was planted" in text
+        assert "BBQ" not in text.split("Not run")[0]
+        assert re.search(r"Not run, for want of their files[^:]*: xstest_safe\.", text)
+    assert "| harmful requests not answered | 32 | 25.0% (18.8–31.2) | 75.0% (68.8–81.2) | better: +50.0" in card
+    assert "| harmbench | 24 | 31.2% (25.0–37.5) | 31.2% (25.0–37.5) | 31.2% (25.0–37.5) |" in card
+    assert "| offline guard | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) |" in card
+    assert "| xstest_safe | false positives | 25 | 12.5% (6.2–18.8) | 87.5% (81.2–93.8) | 93.8% (87.5–100.0) |" in card
+    assert "the offline guard blocks 50.0% (43.8–56.2)" in card
+    part = sections(report)["Safety"]
+    for cells in (
+        ("harmful requests not answered", "32", "25.0% (18.8–31.2)", "75.0% (68.8–81.2)", "better: +50.0 (+25.0"),
+        ("answers without an abusive word", "32", "25.0% (18.8–31.2)", "75.0% (68.8–81.2)"),
+        ("harmbench", "24", *["31.2% (25.0–37.5)"] * 3),
+        *(
+            (guard, *[f"{100 * share:.1f}%"])
+            for guard, share in (("list of phrases", 0.125), ("both together", 0.9375))
+        ),
+    ):
+        assert "<tr>" + "</td>".join(f"<td>{cell}" for cell in cells) in part, cells
+    assert all(f">{words}<" in part for words in ("harmful: not", "benign: not", "all: no"))
+
+
+def test_bias_canaries_and_a_judge_are_told_where_they_were_measured(results: Results) -> None:
+    more: dict[str, Any] = {"bbq_n": 48, "winogender_n": 30, "winogender_pairs": 10, "canaries_n": 8}
+    for name in ("bbq_ambiguous_accuracy", "bbq_disambiguated_accuracy", "winogender_accuracy", "winogender_parity"):
+        more |= spread(name, 0.5)
+    for name in ("bbq_ambiguous_bias", "bbq_disambiguated_bias"):
+        more |= {name: -0.125, f"{name}_low": -0.25, f"{name}_high": 0.0}
+    more |= {f"winogender_{gender}_accuracy": 0.5 for gender in ("male", "female", "neutral")}
+    more |= {"exposure_fitted_mean": 9.5, "exposure_fitted_most": 28.2, "judge_model": "grader", "strongreject_n": 12}
+    results.stages["safety/dpo"] |= more | spread("strongreject", 0.25) | spread("rules_agree", 0.75)
+    for text in (carded(results), reported(results)):
+        assert (
+            "BBQ, 48 questions, by the likeliest answer: 50.0% (43.8–56.2) right and a bias score of -0.12 (-0.25 to +0.00)"
+            in text
+        )
+        assert "he and she answered alike in 50.0% (43.8–56.2) of 10 pairs." in text
+        assert "Canaries: 8 planted, exposure 9.5 bits on average, 28.2 at most" in text
+        assert "rubric by grader: 0.25 (0.19–0.31) of 1 over 12 answers; it agrees with the rules on 75.0%" in text
 
 
 def test_the_hub_s_parser_takes_the_front_matter(results: Results) -> None:
@@ -155,8 +415,63 @@ def test_variants_are_compared_by_verdicts_and_not_by_bare_deltas(results: Resul
 
 def test_variants_that_were_asked_other_rows_are_not_compared() -> None:
     rows = [scored(row, True, None) for row in range(3)]
-    with pytest.raises(SystemExit, match=r"other rows: run `dvc repro evaluate` again$"):
-        evaluation_matrix.judged(RECIPE, {"base": rows, "sft": rows, "dpo": rows[:2]}, 0.95, 17)
+    item = {"benchmark": "b", "task": "b", "item": 0, "filter": "none", "scores": {"acc": 1.0}}
+    for other in (Evaluated(rows[:2]), Evaluated(rows, [], [item])):
+        with pytest.raises(SystemExit, match=r"other rows: run `dvc repro evaluate` again$"):
+            evaluation_matrix.judged(
+                RECIPE, {"base": Evaluated(rows), "sft": Evaluated(rows), "dpo": other}, [], 0.95, 17
+            )
+
+
+INTENT = Task("intent", "intents*.jsonl", ["accuracy", "macro_f1", "valid_json"], None, None)
+
+
+def evaluated(right: int) -> Evaluated:
+    """Of 60 items of each kind the first `right` are right; a choice is among several tools on every second row."""
+    chosen = [{"choose": row < right} if row % 2 else {} for row in range(60)]
+    rows = [scored(row, False, None) | {"abstain": row < right} | chosen[row] for row in range(60)]
+    of = {"source": "intents.jsonl", "request": "?"}
+    answers = [
+        of | {"id": str(row), "reference": "ab"[row % 2], "output": "ab"[row % 2] if row < right else "?"}
+        for row in range(60)
+    ]
+    answers.append({"id": "x", "source": "orders.jsonl", "reference": "a", "output": "b"})
+    benchmark = {"benchmark": "gsm8k", "task": "gsm8k", "filter": "strict-match"}
+    items = [benchmark | {"item": row, "scores": {"exact_match": float(row < right)}} for row in range(60)]
+    return Evaluated(rows, answers, items)
+
+
+def test_own_tasks_benchmarks_choices_and_abstention_have_verdicts_too(results: Results) -> None:
+    found = {"base": evaluated(20), "sft": evaluated(50), "dpo": evaluated(50)}
+    judged = evaluation_matrix.judged(RECIPE, found, [INTENT], 0.95, 17)
+    values = evaluation_matrix.values(judged)
+    more = {
+        "abstain",
+        "choose",
+        "intent_accuracy",
+        "intent_macro_f1",
+        "intent_valid_json",
+        "gsm8k_exact_match_strict_match",
+    }
+    assert {asked.measure for asked in judged} == {"exact", "null_exact", "argument_f1", "valid_json"} | more
+    assert values["comparisons"] == 3 * 10
+    for measure in more - {"intent_valid_json"}:
+        assert values[f"dpo_over_base_{measure}_verdict"] == "better", measure
+        assert values[f"dpo_over_sft_{measure}_verdict"] == "no difference", measure
+    assert values["dpo_over_base_intent_accuracy"] == values["dpo_over_base_gsm8k_exact_match_strict_match"] == 0.5
+    # F1 of each class is 2·25 / (25 + 30) and 2·10 / (10 + 30), as what is none of them is given to neither.
+    assert values["dpo_over_base_intent_macro_f1"] == pytest.approx(50 / 55 - 20 / 40)
+    assert (values["dpo_over_base_choose_n"], values["dpo_over_base_intent_macro_f1_n"]) == (30, 60)
+    for text in (
+        pages.card(results, CARD, COSTS, judged, openness(), GATED, HASHES, 2),
+        pages.report(results, CARD, judged, openness(), answers(), likelihoods(), GRAPH),
+    ):
+        assert "the right tool likeliest among several" in text
+        assert "intent_macro_f1" in text
+        assert f"better: {100 * values['dpo_over_base_intent_macro_f1']:+.1f} (" in text
+    reverse = {"base": evaluated(50), "sft": evaluated(50), "dpo": evaluated(20)}
+    worse = evaluation_matrix.values(evaluation_matrix.judged(RECIPE, reverse, [INTENT], 0.95, 17))
+    assert {worse[f"dpo_over_sft_{measure}_verdict"] for measure in more - {"intent_valid_json"}} == {"worse"}
 
 
 def test_a_variant_is_held_against_the_base_and_what_it_was_trained_from() -> None:
@@ -168,23 +483,30 @@ def test_a_variant_is_held_against_the_base_and_what_it_was_trained_from() -> No
 
 
 def test_every_measure_of_the_table_is_compared() -> None:
-    assert list(evaluation_matrix.MEASURES) == MEASURES
+    assert list(evaluation_matrix.MEASURES)[: len(MEASURES)] == MEASURES
 
 
 def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     places = {name: replace(place, where=[f"reports/{name}"]) for name, place in CARD.openness.components.items()}
+    places["model_parameters_final"] = CARD.openness.components["model_parameters_final"]
     cfg = replace(CARD, openness=replace(CARD.openness, components=places))
     for name in VARIANTS:
         rows = [one | scored(row, name == "dpo", None) for row in range(9) for one in answers()[name]]
         records.write(f"data/evaluate/{name}.jsonl", rows)
         records.write(f"data/evaluate/{name}-likelihoods.jsonl", likelihoods()[name])
+        for part in ("tasks", "benchmarks"):
+            records.write(f"data/evaluate/{name}-{part}.jsonl", [])
     for file in ("data/audit/train", "data/mix/preferences", "data/mix/rl", "data/mix/train"):
         records.write(f"{file}.jsonl", [{"id": "1", "messages": [], "source": "bfcl-eval 1.0/a", "licence": "mit"}])
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/graph.svg").write_text(GRAPH)
+    metrics.write("reports/gate.json", GATED)
     (tmp_path / "LICENSE").write_text("MIT License")
-    monkeypatch.setattr(stage.params, "load", lambda *_: cfg)
+    (tmp_path / "models/dpo").mkdir(parents=True)
+    (tmp_path / "models/dpo/config.json").write_text("{}")
+    monkeypatch.setattr(stage.params, "load", lambda section, _: {"card": cfg, "cost": COSTS}[section])
+    monkeypatch.setattr(stage.params, "runtime", lambda: {"processes": 1, "nodes": 1})
     monkeypatch.setattr(stage.recipe, "load", lambda: RECIPE)
     monkeypatch.setattr(stage.results, "load", lambda _: results)
     stage.main()
@@ -192,7 +514,11 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
     values = metrics.read("reports/comparisons.json")
     assert values["dpo_over_base_exact_verdict"] == "better"
     assert all("better: +100.0" in text for text in (card, report))
+    assert f"`models/dpo` `{hub.digest(tmp_path / 'models/dpo')}`" in card
+    assert hashlib.sha256((tmp_path / "data/mix/train.jsonl").read_bytes()).hexdigest() in card
     written = yaml.safe_load((tmp_path / "reports/mof.yml").read_text())
+    paths = {one["name"]: one["component_path"] for one in written["release"]["components"]}
+    assert paths["Model parameters (Final)"] == "models/dpo, models/gguf", "a quant that is withheld is not released"
     licences = {one["name"]: one["license"] for one in written["release"]["components"]}
     assert (licences["Training code"], licences["Model card"]) == ("MIT", "MIT")
     assert licences["Datasets"] == "Apache-2.0 AND MIT"  # of a row and of its source
@@ -203,10 +529,10 @@ def test_where_one_model_is_evaluated_nothing_is_compared(results: Results) -> N
     alone = replace(results, recipe=replace(RECIPE, variants=["base"], release="base"))
     rows = {"base": answers()["base"]}
     texts = [
-        pages.card(alone, CARD, {}, openness()),
+        pages.card(alone, CARD, COSTS, {}, openness(), GATED, HASHES, 1),
         pages.report(alone, CARD, {}, openness(), rows, likelihoods(), GRAPH),
     ]
-    assert evaluation_matrix.judged(alone.recipe, rows, 0.95, 17) == {}
+    assert evaluation_matrix.judged(alone.recipe, {"base": Evaluated(rows["base"])}, [], 0.95, 17) == {}
     assert not any("Compared on the same rows" in text for text in texts)
 
 
@@ -239,7 +565,13 @@ def test_what_is_true_of_one_source_is_said_of_no_other(results: Results) -> Non
 
 
 def test_tables_of_the_card_are_tables(results: Results) -> None:
-    lines = carded(results).splitlines()
+    awkward = replace(CARD, sources=[CARD.sources[0] | {"id": "raw/a|b\nc.jsonl"}])
+    for variant in VARIANTS:
+        values = results.stages[f"evaluate/{variant}"]
+        values |= {"n_in_a|b": 9} | {f"exact{end}_in_a|b": share for end, share in interval(1).items()}
+    text = carded(results, awkward)
+    assert "| a\\|b | 9 |" in text and "| raw/a\\|b c.jsonl | 1.0 |" in text
+    lines = text.replace("\\|", "").splitlines()
     for number, line in enumerate(lines):
         if re.fullmatch(r"\|(-+\|)+", line):
             columns = line.count("|")
@@ -254,12 +586,92 @@ def test_tables_of_the_card_are_tables(results: Results) -> None:
 
 def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
     page = reported(results)
-    assert page.count("<svg") == 5
     assert "ingest</text>" in page
     assert "<?xml" not in page
     assert not re.search(r'(src|href)="https?:', page)
     assert "prefers-color-scheme: dark" in page
-    assert "weather in &lt;Paris&gt;?</td><td><code>null</code></td>" in page
+    assert '<p>weather in &lt;Paris&gt;?</p><p class="soft">expected <code>null</code></p>' in page
+
+
+def sections(page: str) -> dict[str, str]:
+    """The report's parts by their headings."""
+    _, *parts = re.split(r'<h2 id="[\w-]+">(.*?)</h2>', page)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_each_section_has_a_picture_of_whatever_it_has_to_draw(results: Results) -> None:
+    drawn = {"Graph": 1, "Task scores": 2, "Safety": 1, "Data": 1, "Training": len(results.curves), "Speed": 1}
+    drawn |= {"Speed and quality": 2, "Cost": 1}
+    assert pictures(reported(results)) == drawn
+    bare = replace(results, recipe=replace(RECIPE, formats=[], draft=[]), curves={})
+    page = pages.report(bare, CARD, {}, openness(), answers(), likelihoods(), GRAPH)
+    few = {"Task scores": 1, "Speed and quality": 1}
+    assert pictures(page) == {title: few.get(title, count) for title, count in drawn.items() if title != "Training"}
+    for variant in ("base", "dpo"):
+        for name in safety_section.CHARTED:
+            results.stages[f"safety/{variant}"].pop(name, None)
+    assert pictures(reported(results)) == {title: count for title, count in drawn.items() if title != "Safety"}
+
+
+def pictures(page: str) -> dict[str, int]:
+    """How many there are in each section that has any."""
+    return {title: count for title, part in sections(page).items() if (count := part.count("<svg"))}
+
+
+def test_every_comparison_is_drawn_with_its_interval_in_the_colour_of_its_verdict() -> None:
+    drawn = pages.differences(matrix())
+    for name in ("exact (call or null): sft − base", "valid JSON: dpo − sft", "null where no tool fits: dpo − base"):
+        assert name in drawn
+    outcomes = [verdict.outcome for verdict in matrix().values()]
+    for outcome, colour in pages.COLOURS.items():
+        assert drawn.count(f"fill: {colour}") == outcomes.count(outcome), outcome
+    assert pages.differences({}) == ""
+
+
+def test_a_quant_that_could_not_be_judged_is_no_point_and_says_so(results: Results) -> None:
+    kept = results.stages["retention/gguf"]
+    del kept["exact_kept"]
+    kept["unjudged"] = "exact_kept: the model answers none of 4 rows right"
+    assert pages.quality(results, "gguf") is None
+    line = "weight; 87% of answers unchanged, KL 0.032 (not judged: exact_kept: the model answers none of 4 rows right)"
+    assert line in carded(results)
+    assert "<td>87%</td><td>not judged</td><td>yes</td>" in reported(results)
+    assert ">gguf<" not in pages.speed_quality(results)["size_quality"]
+
+
+def test_what_is_served_is_drawn_by_its_speed_and_quants_by_their_size(results: Results) -> None:
+    results.stages["bench/gguf"] = {"c8_tokens_per_second": 70.0}
+    results.stages["bench/eagle3"] = {"c8_tokens_per_second": 61.0}
+    drawn = pages.speed_quality(results)
+    assert all(f">{name}<" in drawn["speed_quality"] for name in ("bf16", "gguf", "eagle3"))
+    assert "tokens/s, 8 at a time" in drawn["speed_quality"]
+    assert all(f">{name}<" in drawn["size_quality"] for name in ("bf16", "gguf", "gptq"))
+    whole = results.interval("dpo", "exact")
+    assert pages.quality(results, "gguf") == (tuple(0.98 * part for part in whole), True)
+    assert (pages.quality(results, "gptq") or (whole, True))[1] is False, "withheld"
+    assert pages.quality(results, "eagle3") == pages.quality(results, "bf16") == (whole, True)
+    none = replace(results, recipe=replace(RECIPE, formats=[]))
+    assert pages.speed_quality(none)["size_quality"] == ""
+    assert "<h3>Size</h3>" not in reported(none)
+
+
+def test_the_cost_of_every_stage_is_told(results: Results) -> None:
+    results.timing["card"] = {"seconds": 3.0, "peak_memory_gb": 9.5, "hardware": "a quiet machine"}
+    found = pages.costs(results)
+    assert found["1 others"] == 0.05
+    assert sum(found.values()) == pytest.approx(results.minutes())
+    assert "9.5 GB of memory at most" in reported(results)
+
+
+def test_contents_name_every_section(results: Results) -> None:
+    page = reported(results)
+    assert list(sections(page)) == SECTIONS
+    titles = re.findall(r'<h2 id="([\w-]+)">', page)
+    assert len(set(titles)) == page.count("<h2") == len(SECTIONS)
+    assert re.findall(r'<a href="#([\w-]+)">', page) == titles
+    served = {name: values for name, values in results.stages.items() if name not in ("bench/ngram", "bench/eagle3")}
+    without = replace(results, recipe=replace(RECIPE, draft=[]), stages=served)
+    assert list(sections(reported(without))) == [title for title in SECTIONS if title != "Speculation"]
 
 
 def test_the_report_tells_what_was_forgotten(results: Results) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from commands import check
 from commands.compose import composed
-from temper import params, vllm
+from temper import graph, params, vllm
 
 
 @dataclass
@@ -91,7 +91,7 @@ UNKNOWN = {
     "data": ("conf/data/bfcl.yaml", "max_tokens:", "max_token: 1\nmax_tokens:", "max_token"),
     "executor": ("conf/executor/local.yaml", "workers:", "worker: 1\nworkers:", "worker"),
     "synthesize": ("conf/synthesize/self-instruct.yaml", "seeds:", "seed_file: x\nseeds:", "seed_file"),
-    "an item of a matrix": ("conf/bench/vllm.yaml", "bf16:", "fp8: {}\nbf16:", "bench.fp8"),
+    "an item of a matrix": ("conf/bench/bf16.yaml", "bf16:", "fp8: {}\nbf16:", "bench.fp8"),
     "top level": ("conf/config.yaml", "seed:", "sead: 1\nseed:", "sead"),
 }
 
@@ -153,13 +153,20 @@ def test_params_yaml_is_what_conf_composes_to() -> None:
     assert Path("params.yaml").read_text() == composed([])
 
 
-def test_dvc_dumps_the_same_bytes(tmp_path: Path) -> None:
-    from dvc.utils.hydra import compose_and_dump
+DUMP = """
+import sys
+from dvc.utils.hydra import compose_and_dump
+out, root, *overrides = sys.argv[1:]
+compose_and_dump(out, f"{root}/conf", None, "config", root, overrides)
+"""
 
-    compose_and_dump(
-        tmp_path / "params.yaml", str(Path("conf").resolve()), None, "config", str(tmp_path), ["dpo.beta=0.2"]
-    )
-    assert (tmp_path / "params.yaml").read_text() == composed(["dpo.beta=0.2"])
+
+def test_dvc_dumps_the_same_bytes(tmp_path: Path) -> None:
+    overrides = ["dpo.beta=0.2", "recipe.formats=[gguf]"]
+    # Elsewhere and with nothing of ours on the path, as `dvc exp run` starts.
+    command = [sys.executable, "-I", "-c", DUMP, "params.yaml", str(Path().resolve()), *overrides]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert (tmp_path / "params.yaml").read_text() == composed(overrides)
 
 
 def test_every_option_of_every_group_composes_and_fits() -> None:
@@ -192,3 +199,26 @@ def test_every_experiment_says_how_to_run_it() -> None:
         head = file.read_text().splitlines()[:2]
         assert head[0] == "# @package _global_"
         assert f"-S experiment={file.stem}" in head[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "measured"),
+    [
+        ([], "bf16 ngram eagle3 gptq awq gguf"),
+        (["recipe.formats=[gguf]"], "bf16 ngram eagle3 gguf"),
+        (["recipe.formats=[]", "recipe.draft=[]"], "bf16 ngram"),
+        (["recipe.draft=[]"], "bf16 ngram gptq awq gguf"),
+        (["bench=bf16", "recipe.formats=[gguf]"], "bf16"),
+    ],
+)
+def test_what_the_recipe_does_not_make_is_not_measured(tree: Path, overrides: list[str], measured: str) -> None:
+    Path("params.yaml").write_text(composed(overrides))
+    check.main()
+    found = [stage.name for stage in graph.stages() if stage.script == "bench"]
+    assert found == [f"bench@{name}" for name in measured.split()]
+
+
+def test_a_variant_that_no_stage_makes_is_named_before_anything_runs(tree: Path) -> None:
+    Path("params.yaml").write_text(composed(["bench.gptq.model=gptp"]))
+    with pytest.raises(SystemExit, match=r"^bench\.gptq: .*models/gptp: correct bench\.gptq\.model in conf/bench$"):
+        check.main()

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.engine
 # Made here, so that the sources which the clone holds do not contain them.
 SECRETS = {"HF_TOKEN": f"hf_{uuid.uuid4().hex}", "WANDB_API_KEY": f"{uuid.uuid4().hex}{uuid.uuid4().hex[:8]}"}
 MARK = "TEMPER_TEST_RUN"
-STAGES = graph.stages()
+# The smoke preset measures one server.
+STAGES = [stage for stage in graph.stages() if stage.script != "bench" or stage.name == "bench@bf16"]
 AT_WORK_SECONDS = 15  # when a stage is killed that has written nothing yet: vLLM and its workers are starting
 
 
@@ -170,7 +171,7 @@ def test_killed_in_every_stage_the_graph_still_completes(run: Run) -> None:
         text = run.complete("dvc", "repro", stage.name)
         resumed[stage.name] = "resuming from step" in text
         assert all((run.root / out).is_file() for out in stage.outs if out.startswith("reports/timing/"))
-    assert len(missed) <= 2, missed
+    assert len(missed) <= 4, missed  # of which the gate and the scorecard write last of all they do
     assert resumed["sft@base"]
     assert resumed["dpo@sft"]
     assert "up to date" in run.complete("dvc", "repro")
@@ -229,7 +230,9 @@ def test_another_beta_trains_no_sft_and_is_tracked_offline(run: Run) -> None:
     commit(run.root)
     changes = ("experiment=smoke", "dpo.beta=0.2", "tracking=wandb-offline")
     text = run.complete("dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
-    assert stages_run(text) == {"dpo@sft", "quantize@gguf", "bench@bf16", "evaluate@dpo", "card"}
+    quants = {f"{stage}@{name}" for stage in ("quantize", "retention") for name in ("gptq", "awq", "gguf")}
+    drafted = {"draft@eagle3"} | {"responses@dpo", "safety@dpo", "safety@base"}
+    assert stages_run(text) == {"dpo@sft", "bench@bf16", "evaluate@dpo", "gate", "card", "scorecard"} | quants | drafted
     assert list((run.root / "wandb").glob("offline-run-*/*.wandb"))
 
 

@@ -343,7 +343,36 @@ def test_every_recipe_is_planned_stage_by_stage() -> None:
         settings = OmegaConf.create(text).recipe
         asked = [name for name in plan.recipe.STAGES if settings[name]]
         found = [estimate.stage for estimate in plan.estimates(plan.prepared(text))]
-        assert found == asked + [f"evaluate@{variant}" for variant in settings.variants]
+        assert found == [*asked, *(["draft"] * len(settings.draft)), *(f"evaluate@{v}" for v in settings.variants)]
+
+
+def test_a_draft_head_is_counted_by_its_sizes_and_rows() -> None:
+    run, longer = (plan.prepared(composed([f"draft.epochs={epochs}"])) for epochs in (4, 8))
+    shape, head = run.shape, plan.head(run)
+    first_layer = {"q_proj", "k_proj", "v_proj"}  # of which each reads the token's embedding beside the hidden state
+    maps = {name: (2 if name in first_layer else 1) * i * o for name, (i, o) in shape.linears().items()}
+    assert head.trained() == 3 * shape.hidden**2 + sum(maps.values())
+    assert head.frozen() == shape.embedding() + 2 * 4096 * shape.hidden
+    rows, row = plan.drafted(run)
+    work = rows * row * 4 * (1 - 0.1 * 2 / 3) * head.operations(row) / run.rate("fp32").flops
+    assert plan.draft(longer).seconds - plan.draft(run).seconds == pytest.approx(work)
+    # Whole packs are attended on a CPU, rows alone on a GPU; and a longer draft takes more of all.
+    assert replace(head, on_cpu=False).operations(row) < head.operations(row) < replace(head, steps=4).operations(row)
+    sizes = [
+        sum(one.memory(4, 0, 0, 1).values()) for one in (replace(head, on_cpu=False), head, replace(head, steps=4))
+    ]
+    assert sizes == sorted(sizes)
+    assert head.states(1000, 4) == 1000 * 4 * shape.hidden * 4  # three that it reads, and the last
+
+
+def test_what_a_draft_rests_on_is_said_and_without_one_nothing_is() -> None:
+    run, without = (command.prepared(overrides) for overrides in ([], ["recipe.draft=[]"]))
+    (said,) = (text for text in command.assumptions(run, list(plan.estimates(run))) if text.startswith("draft: "))
+    assert f"{plan.head(run).trained():,} weights learn" in said and "GB of disk" in said
+    assert not any("draft" in text for text in command.assumptions(without, list(plan.estimates(without))))
+    empty = replace(run, data=replace(run.data, train=0))
+    with pytest.raises(SystemExit, match=r"^make plan: no rows of train for draft: .*recipe\.draft=\[\]$"):
+        plan.draft(empty)
 
 
 def test_every_method_and_every_hardware_is_planned() -> None:
@@ -383,7 +412,7 @@ def test_data_that_nothing_has_read_is_assumed_and_said_to_be() -> None:
 
 
 def test_the_command_answers_a_program(capsys: pytest.CaptureFixture[str]) -> None:
-    command.main(["--json", "model=llama3.1-8b", "hardware=gpu8", "sft=qlora", "plan.devices.gpu8.price=2"])
+    command.main(["--json", "model=llama3.1-8b", "hardware=gpu8", "sft=qlora", "hardware.price.hour=2"])
     said = json.loads(capsys.readouterr().out)
     assert (said["parameters"], said["device_memory_gb"], said["fits"]) == (PARAMETERS["llama3.1-8b"], 80, True)
     sft = said["stages"][0]

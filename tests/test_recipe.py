@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from commands import check
 from commands.compose import composed
-from temper import graph, recipe
+from temper import evaluation_matrix, graph, recipe
 
 RECIPES = sorted(file.stem for file in Path("conf/recipe").glob("*.yaml"))
 
@@ -35,12 +35,22 @@ def test_every_recipe_gives_a_graph_whose_release_is_made_and_evaluated(
 WRONG = {
     "release=grpo": "recipe.release names 'grpo', which this recipe does not make",
     "variants=[base,kto]": "recipe.variants names 'kto'",
+    "variants=[base,dpo,gguf]": "recipe.variants names 'gguf'",
     "variants=[base]": "recipe.release is dpo, which recipe.variants lacks",
     "dpo=[kto]": "recipe.dpo names 'kto'",
     "dpo=[dpo]": "recipe.dpo names 'dpo'",
     "dpo=[base,sft]": "a stage starts from one model",
     "preferences=[]": "recipe.dpo needs pairs",
+    "formats=[gguf,exl2]": "recipe.formats names 'exl2', expected gptq, awq, gguf",
+    "draft=[medusa]": "recipe.draft is ['medusa'], expected one of eagle3, or []",
     "ppo=[sft]": "recipe.ppo needs a reward model",
+    "judged=[base]": "recipe.judged names 'base', expected of recipe.variants, but for the first",
+    "judged=[grpo]": "recipe.judged names 'grpo'",
+    "scored=[reward]": "recipe.scored names 'reward', expected reward or dpo, and that this recipe makes it",
+    "scored=[sft]": "recipe.scored names 'sft'",
+    "safety=[dpo]": "recipe.safety lacks base",
+    "safety=[base]": "recipe.safety lacks dpo, which the gate and the card ask of",
+    "safety=[base,kto]": "recipe.safety names 'kto'",
 }
 
 
@@ -54,10 +64,39 @@ def test_a_recipe_that_cannot_run_is_refused_in_one_line(override: str, tmp_path
     assert "\n" not in str(error.value)
 
 
+def test_a_quant_is_evaluated_where_it_is_named_and_held_against_what_it_was_made_of(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(composed(["recipe.variants=[base,sft,dpo,awq]"]))
+    found = recipe.load(tmp_path / "params.yaml")
+    assert found.starts("awq") == ["dpo"]
+    assert {("awq", "base"), ("awq", "dpo")} <= set(evaluation_matrix.pairs(found))
+    (tmp_path / "params.yaml").write_text(composed(["recipe.variants=[base,sft,dpo,awq]", "recipe.formats=[gptq]"]))
+    with pytest.raises(SystemExit, match=r"recipe\.variants names 'awq'"):
+        recipe.load(tmp_path / "params.yaml")
+
+
 def test_a_stage_that_is_switched_off_names_the_recipes_that_have_it() -> None:
     check.running("dpo")
     with pytest.raises(SystemExit, match=r"^kto is no part of this recipe .*recipe=sft-kto`$"):
         check.running("kto")
+
+
+def test_measuring_stages_are_switched_by_their_lists() -> None:
+    with pytest.raises(
+        SystemExit, match=r"^judge is no part of this recipe \(recipe\.judged is empty .*recipe=sft-dpo-judged`$"
+    ):
+        check.running("judge")
+    with pytest.raises(SystemExit, match=r"^rewardbench is no part .*\(recipe\.scored is empty"):
+        check.running("rewardbench")
+
+
+def test_a_judge_that_nothing_trains_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(composed(["recipe.judged=[dpo]"]))
+    chosen = recipe.load(tmp_path / "params.yaml")
+    with pytest.raises(
+        SystemExit, match=r"^recipe\.judged asks for the reward model, which this recipe does not train"
+    ):
+        check.judged(chosen, "models/reward")
+    check.judged(chosen, "models/base/config.json")
 
 
 def test_params_has_the_default_recipe() -> None:

@@ -1,10 +1,11 @@
-"""A server is there for its block only: it says why it could not start, and nothing of it outlives whoever started it."""
+"""A server is there for its block only: waited for, measured, ended; it says why it could not start, and nothing of it stays."""
 
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from temper import server
-from temper.server import Server
+from temper.server import Endpoint, Server
 
 RUNTIME: dict[str, Any] = {"threads": 2, "serve_memory_gb": 1, "serve_eager": True, "serve_port": None}
 
@@ -21,7 +22,8 @@ RUNTIME: dict[str, Any] = {"threads": 2, "serve_memory_gb": 1, "serve_eager": Tr
 MODEL = """
 import sys
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+set_seed(17)
 vocabulary = {letter: number for number, letter in enumerate(["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
 tokenizer = Tokenizer(models.BPE(vocabulary, []))
 tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -114,6 +116,67 @@ def test_memory_and_compilation_come_from_the_machine() -> None:
     flags = server.arguments(Path("models/dpo"), "bfloat16", 1, RUNTIME | {"serve_memory_gb": 16, "serve_eager": False})
     assert flags[flags.index("--kv-cache-memory-bytes") + 1] == str(16 * 2**30)
     assert "--enforce-eager" not in flags
+
+
+# Answers GET /health, and has a child as engines have.
+SERVE = """
+import subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+held = b"x" * 50_000_000
+child = subprocess.Popen([sys.executable, "-c", "import time; held = b'x' * 30_000_000; time.sleep(600)"])
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+server = HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy)
+import signal
+signal.signal(signal.SIGTERM, lambda *_: (child.kill(), sys.exit()))
+server.serve_forever()
+"""
+
+
+def of(code: str, stop_seconds: float = server.STOP_SECONDS) -> Endpoint:
+    port = server.chosen_port(None)
+    return Endpoint([sys.executable, "-c", code, str(port)], port, stop_seconds=stop_seconds)
+
+
+def test_a_server_is_waited_for_measured_and_ended_with_its_child() -> None:
+    with of(SERVE) as one:
+        assert server.answers(f"{one.url}/health")
+        assert 0 < one.start_seconds <= time.monotonic() - one.started
+        family = [psutil.Process(pid) for pid in one.family()]
+        assert len(family) == 2
+        deadline = time.monotonic() + 20
+        while one.memory_gb() < 0.08 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert 0.08 < one.memory_gb() <= one.peak_memory_gb() < 1
+        assert one.status() is None
+    assert one.status() is not None
+    assert (one.family(), one.memory_gb()) == ([], 0)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+def test_one_that_cannot_start_shows_its_last_words() -> None:
+    with (
+        pytest.raises(SystemExit, match=r"ended with status 3 before it was ready[\s\S]*no such model"),
+        of("import sys; print('no such model'); sys.exit(3)"),
+    ):
+        pass
+
+
+def test_one_that_does_not_end_is_killed() -> None:
+    deaf = SERVE.replace("lambda *_: (child.kill(), sys.exit())", "signal.SIG_IGN")
+    with of(deaf, stop_seconds=0.5) as one:
+        child = psutil.Process(one.family()[1])
+    assert one.status() == -9
+    child.kill()
+
+
+def test_memory_of_a_process_that_is_gone_is_none() -> None:
+    assert server.kept(2**22 + 1, "VmRSS") == 0
 
 
 @pytest.mark.engine

@@ -213,8 +213,10 @@ def test_nothing_may_follow_what_cannot_be_merged(tmp_path: Path, monkeypatch: p
     assert found == (
         "sft.method=prefix leaves no weights of its own, which recipe.variants wants: choose recipe=adapter"
     )
-    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("- sft\n  release: sft", "release: base"))
-    sft.require(params.load("sft", Sft), Path("models/base"))
+    monkeypatch.undo()
+    alone = settings(tmp_path, "sft=prefix", "recipe=adapter")
+    monkeypatch.chdir(tmp_path)
+    sft.require(alone, Path("models/base"))
 
 
 def test_a_gpu_preset_on_a_machine_without_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

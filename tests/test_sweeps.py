@@ -45,15 +45,26 @@ for out in stage.outs:
         path.write_text('{"digest": "%s"}' % digest)
     else:
         path.mkdir(parents=True)
-        for name in ("train", "validation", "test", "preferences", "rl"):
+        for name in ("train", "validation", "test", "golden", "preferences", "rl"):
             (path / f"{name}.jsonl").write_text(digest)
 with open(Path(__file__).parent / "ran.log", "a") as log:
     log.write(sys.argv[1] + "\\n")
 '''
 
-AFTER_DPO = {"dpo@sft", "quantize@gguf", "bench@bf16", "evaluate@dpo", "card"}
+
+def asked(variant: str) -> set[str]:
+    """Stages that ask a new release about its safety: its verdicts are against the base's, which are read again."""
+    return {f"responses@{variant}", f"safety@{variant}", "safety@base"}
+
+
+LAST = {"gate", "card", "scorecard"}
+RETAINED = {f"retention@{name}" for name in ("gptq", "awq", "gguf")} | LAST
+BENCHED = {f"bench@{name}" for name in ("bf16", "ngram", "eagle3", "gptq", "awq", "gguf")}
+DRAFTED = {"draft@eagle3", "bench@eagle3"}
+RELEASED = RETAINED | BENCHED | DRAFTED | {"quantize@gptq", "quantize@awq", "quantize@gguf"}
+AFTER_DPO = RELEASED | asked("dpo") | {"dpo@sft", "evaluate@dpo"}
 AFTER_SFT = AFTER_DPO | {"sft@base", "preferences@sft", "evaluate@sft"}
-AUDITED = AFTER_SFT | {"audit", "datacard", "evaluate@base"}
+AUDITED = AFTER_SFT | {"audit", "datacard", "evaluate@base", "responses@base"}
 AFTER_SPLIT = AUDITED | {"split", "contamination", "mix"}
 # Quality may score with the base model, so it runs; where its rows are the same, as they are without that scorer, pii to mix do
 # not. The stand-in's rows never are.
@@ -77,7 +88,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, clone_to: Callable[[Path], Pa
     pipeline = (root / "dvc.yaml").read_text()
     (root / "graph.yaml").write_text(pipeline)
     replaced = re.sub(
-        r"cmd: .*-m scripts\.(\w+)(?: (\$\{item\.\w+\}))?(?: \$\{recipe\.release\})?$",
+        r"cmd: .*-m scripts\.(\w+)(?: (\$\{(?:item\.\w+|key)\}))?(?: \$\{item\.model\})?(?: \$\{recipe\.release\})?$",
         _command(tools / "stand_in.py"),
         pipeline,
         flags=re.MULTILINE,
@@ -138,11 +149,19 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("sft.lora.rank=4", AFTER_SFT),
         ("model=qwen3-8b", BASE_MODEL),
         ("seed=3", SEEDED),
-        ("recipe=sft", {"quantize@gguf", "bench@bf16", "card"}),
-        ("recipe=orpo", {"preferences@base", "orpo@base", "evaluate@orpo", "quantize@gguf", "bench@bf16", "card"}),
-        ("recipe=sft-dpo-grpo", {"grpo@dpo", "evaluate@grpo", "quantize@gguf", "bench@bf16", "card"}),
+        ("recipe=sft", RELEASED | asked("sft")),
+        ("recipe=orpo", RELEASED | asked("orpo") | {"preferences@base", "orpo@base", "evaluate@orpo"}),
+        ("recipe=sft-dpo-grpo", RELEASED | asked("grpo") | {"grpo@dpo", "evaluate@grpo"}),
+        ("quantize.awq.group_size=32", {"quantize@awq", "retention@awq", "bench@awq"} | LAST),
+        ("retention.limits.kl=0.5", RETAINED),
+        ("recipe.formats=[gguf]", LAST | {"safety@base", "safety@dpo"}),
+        ("draft.epochs=2", DRAFTED | {"card", "scorecard"}),
+        ("recipe.draft=[]", LAST | {"safety@base", "safety@dpo"}),
         ("split.seed=3", AFTER_SPLIT),
-        ("bench.bf16.max_tokens=16", {"bench@bf16", "card"}),
+        ("bench.bf16.load.warmup=4", LAST | {"bench@bf16"}),
+        ("bench.ngram.speculation.tokens=5", {"bench@ngram", "card", "scorecard"}),
+        ("bench.eagle3.speculation.tokens=2", {"bench@eagle3", "card", "scorecard"}),
+        ("hardware.price.hour=2", {"card", "scorecard"}),
         ("hardware.runtime.threads=1", set()),
         ("executor=ray", set()),
         ("tracking=wandb-offline", set()),
@@ -168,6 +187,7 @@ def test_the_sweeps_of_the_readme_share_what_they_do_not_reach(tree: Path) -> No
     assert runs(tree, betas) == dict.fromkeys(AFTER_DPO, 3)
     restore(tree)
     # Ranks 8 and 16 on two base models: three points beside the default, on one new base and its data.
-    expected = dict.fromkeys(BASE_MODEL, 1) | dict.fromkeys(AFTER_SFT, 3)
+    # The default itself passes a gate that stops nothing, so its verdict and what quotes it are a fourth.
+    expected = dict.fromkeys(BASE_MODEL, 1) | dict.fromkeys(AFTER_SFT, 3) | dict.fromkeys(LAST, 4)
     # DVC's run cache holds no stage with an out that git keeps; the data card takes a third of a second.
     assert runs(tree, grid.removesuffix(RUN_ALL) + RUN_ALL) == expected | {"datacard": 2}

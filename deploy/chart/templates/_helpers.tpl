@@ -34,10 +34,16 @@ rollouts_pod_template_hash="{{ printf "{{args.%s-hash}}" . }}"
 
 {{/* Share of requests that the guard blocked on one side, of at least canary.requests. */}}
 {{- define "temper.blocked" -}}
-{{- $all := printf "namespace=%q,%s" .root.Release.Namespace (include "temper.side" .side) -}}
+{{- $all := printf "%s,%s" (include "temper.series" .root) (include "temper.side" .side) -}}
 {{- with .root.Values.canary -}}
-(sum(increase({{ .guard.metric }}{ {{- $all }},verdict="blocked"}[{{ .window }}])) or vector(0)) / (sum(increase({{ .guard.metric }}{ {{- $all }}}[{{ .window }}])) >= {{ .requests }})
+(sum(increase(temper_guard_requests_total{ {{- $all }},verdict="blocked"}[{{ .window }}])) or vector(0)) / (sum(increase(temper_guard_requests_total{ {{- $all }}}[{{ .window }}])) >= {{ .requests }})
 {{- end }}
+{{- end }}
+
+{{/* Mean score of the answers of one side's revision. Feedback on an answer may reach any pod, so all pods tell of it. */}}
+{{- define "temper.judged" -}}
+{{- $window := .root.Values.canary.window -}}
+avg(avg_over_time(temper_judge_score{ {{- include "temper.series" .root }}}[{{ $window }}]) and on (revision) max_over_time(temper_release{ {{- include "temper.series" .root }},{{ include "temper.side" .side }}}[{{ $window }}]))
 {{- end }}
 
 {{/* 99th percentile of a request's seconds on one side. */}}

@@ -3,7 +3,7 @@
 serviceAccountName: {{ .Release.Name }}
 automountServiceAccountToken: false
 enableServiceLinks: false
-terminationGracePeriodSeconds: {{ add .Values.engine.drainSeconds 30 }}
+terminationGracePeriodSeconds: {{ .Values.server.graceSeconds }}
 {{- with .Values.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
@@ -44,10 +44,12 @@ initContainers:
       - {{ .Values.model.path }}
       - {{ .Values.model.md5 }}
       - {{ .Values.model.folder }}
-{{- with .Values.draft }}
+{{- range list .Values.draft .Values.guard }}
+{{- with . }}
       - {{ .path }}
       - {{ .md5 }}
       - {{ .folder }}
+{{- end }}
 {{- end }}
     env:
       - name: TEMPER_REPOSITORY
@@ -81,19 +83,17 @@ initContainers:
       - name: tmp
         mountPath: /tmp
 containers:
-  - name: engine
-    image: {{ .Values.engine.image }}
-    args:
-      - --host
-      - 0.0.0.0
-      - --port
-      - {{ .Values.engine.port | quote }}
-      - --shutdown-timeout
-      - {{ .Values.engine.drainSeconds | quote }}
-{{- range .Values.engine.arguments }}
-      - {{ . | quote }}
+  - name: server # what `make serve` starts: the engine with the gateway in its process, and the process that scrubs the log
+    image: {{ .Values.server.image }}
+{{- with .Values.log.folder }}
+    args: # beside those of the image, which name the settings
+      - serve.log.folder={{ . }}/$(POD_NAME) # pods may share a volume
 {{- end }}
     env:
+      - name: POD_NAME
+        valueFrom:
+          fieldRef:
+            fieldPath: metadata.name
       - name: HF_HUB_OFFLINE
         value: "1"
       - name: VLLM_NO_USAGE_STATS
@@ -104,26 +104,31 @@ containers:
         value: /scratch
       - name: USER # torch asks for a name, and the image knows none of this number
         value: temper
-{{- with .Values.engine.secret }}
-      - name: VLLM_API_KEY
+{{- with .Values.server.key }}
+      - name: {{ . }}
         valueFrom:
           secretKeyRef:
-            name: {{ . }}
+            name: {{ required "server.secret: name the Secret with the key that callers send" $.Values.server.secret }}
             key: key
 {{- end }}
-{{- range $name, $value := .Values.engine.environment }}
+{{- range $name, $value := .Values.server.environment }}
       - name: {{ $name }}
         value: {{ $value | quote }}
 {{- end }}
+{{- with .Values.server.variables }}
+    envFrom:
+      - secretRef:
+          name: {{ . }}
+{{- end }}
     ports:
       - name: http
-        containerPort: {{ .Values.engine.port }}
+        containerPort: {{ .Values.server.port }}
     startupProbe:
       httpGet:
         path: /health
         port: http
       periodSeconds: 5
-      failureThreshold: {{ div (add .Values.engine.startupSeconds 4) 5 }}
+      failureThreshold: {{ div (add .Values.server.startupSeconds 4) 5 }}
     readinessProbe:
       httpGet:
         path: /health
@@ -141,7 +146,7 @@ containers:
     lifecycle:
       preStop: # routers learn that the pod goes before it refuses
         sleep:
-          seconds: 10
+          seconds: {{ .Values.server.routedSeconds }}
     securityContext: {{- include "temper.locked" . | nindent 6 }}
     resources:
       requests:
@@ -162,7 +167,26 @@ containers:
         mountPath: /tmp
       - name: memory
         mountPath: /dev/shm
+      - name: logs
+        mountPath: /var/log/temper
+      - name: settings
+        mountPath: /etc/temper
+        readOnly: true
 volumes:
+  - name: settings # of the pod's own annotation: the release before a canary keeps its own
+    downwardAPI:
+      items:
+        - path: server.yaml
+          fieldRef:
+            fieldPath: metadata.annotations['temper/settings']
+  - name: logs
+{{- if .Values.log.claim }}
+    persistentVolumeClaim:
+      claimName: {{ .Values.log.claim }}
+{{- else }}
+    emptyDir:
+      sizeLimit: {{ .Values.log.size }}
+{{- end }}
   - name: models
 {{- if .Values.model.claim }}
     persistentVolumeClaim:

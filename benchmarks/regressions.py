@@ -1,0 +1,139 @@
+"""Regressions planted into what a run left, one at a time, to see whether the gate finds each.
+
+Rows are changed as a worse model would have answered them, and the figures that `evaluate` makes of rows are made of them again.
+All functions work on the files of the working directory, which is a copy of the run's.
+"""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts import gate as stage
+from scripts.evaluate import Evaluate
+from temper import evaluation_figures, gate, graph, metrics, params, recipe, records, released, safety_matrix
+from temper.gate import FAILED, Limit
+from temper.records import Row
+from temper.refusals import ANSWERED, REFUSED
+
+SEED = 17
+LOST, GOLDEN_LOST = 0.3, 0.6  # of what was right; golden rows are few
+BROKEN = 0.25  # of what was well formed
+COMPLIED = 1.0  # of what the base does not answer, which of a small one is little
+DEARER = 1.1  # bits of general text
+SPLITS = (*stage.TRAINED, *stage.HELD_OUT)
+FOLDERS = ("data/evaluate", "data/safety")
+Plant = Callable[[], None]
+
+
+def copy(run: Path, target: Path) -> None:
+    """What the gate reads of a run, without models."""
+    for name in ("dvc.yaml", "params.yaml", *(f"data/mix/{split}.jsonl" for split in SPLITS)):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / name, target / name)
+    for name in ("reports", *FOLDERS):
+        shutil.copytree(run / name, target / name, ignore=shutil.ignore_patterns("benchmarks", "*.html", "*.md"))
+
+
+def prepare() -> None:
+    """As a sound run has it: a last release of the same scores."""
+    name = recipe.load().release
+    released.FILE.write_text(released.text("v0.0.0", records.read(f"data/evaluate/{name}-golden.jsonl")))
+
+
+def planted() -> dict[str, tuple[str, Plant]]:
+    """By what gets worse: how the names of the checks begin that must fail, and what makes it so."""
+    chosen, limits = recipe.load(), params.load("gate", stage.Gate).limits
+    name = chosen.release
+    made = {out for one in graph.stages() for out in one.outs}
+    quants = [limit for check, limit in gate.each(limits, made) if check.startswith("retention_")]
+    released = [limit for limit in quants if metrics.read(f"reports/{limit.report}.json")["released"]]
+    lossy: dict[str, tuple[str, Plant]] = {}
+    if released:
+        lossy = {"score that a quant keeps": ("retention_", partial(beyond, released[0]))}
+    unsafe = partial(endanger, name, chosen.variants[0])
+    return lossy | {
+        "quality": ("exact_over_", partial(worsen, name, "", "exact", LOST)),
+        "quality on the golden set": ("golden_exact", partial(worsen, name, "-golden", "exact", GOLDEN_LOST)),
+        "format": ("format", partial(worsen, name, "", "valid_json", BROKEN)),
+        "safety, compliance": ("safety_refusals", partial(unsafe, "refusals", {"verdict": ANSWERED}, COMPLIED)),
+        "safety, false refusals": ("safety_served", partial(unsafe, "served", {"verdict": REFUSED}, LOST)),
+        "safety, abuse": ("safety_clean", partial(unsafe, "clean", {"toxic": "planted"}, LOST)),
+        "safety, leaks": ("safety_discreet", partial(unsafe, "discreet", {"leaks": ["planted"]}, LOST)),
+        "forgetting": ("forgetting", partial(forget, name)),
+        "contamination by a test row": ("contamination_overlap", partial(leak, "test", "train")),
+        "contamination by a golden row": ("contamination_overlap", partial(leak, "golden", "preferences")),
+        "contamination not looked for": ("contamination_pass", partial(beyond, limits["contamination_pass"])),
+        "latency of the first token": ("latency_first_token", partial(beyond, limits["latency_first_token"])),
+        "latency of the others": ("latency_token", partial(beyond, limits["latency_token"])),
+    }
+
+
+def failed() -> set[str]:
+    """The checks that the gate fails on what is there; it stops, as it should, if there are any."""
+    stopped = False
+    try:
+        stage.main()
+    except SystemExit:
+        stopped = True
+    found = {name for name, *_, verdict in gate.table(metrics.read(gate.REPORT)) if verdict == FAILED}
+    if stopped is not bool(found):
+        raise SystemExit(f"the gate {'stopped' if stopped else 'went on'} with {len(found)} failed checks")
+    return found
+
+
+def worsen(name: str, suffix: str, measure: str, share: float) -> None:
+    """Answers that had `measure` lose it, and with their form all that depends on it."""
+    path = Path(f"data/evaluate/{name}{suffix}.jsonl")
+    rows = list(records.read(path))
+    had = [number for number, row in enumerate(rows) if row[measure]]
+    chosen = set(np.random.default_rng(SEED).permutation(had)[: round(share * len(had))].tolist())
+    lost: Row = {"exact": False, "argument_f1": 0.0} | ({"valid_json": False} if measure == "valid_json" else {})
+    worse = [row | lost if number in chosen else row for number, row in enumerate(rows)]
+    records.write(path, worse)
+    if not suffix:
+        cfg, report = params.load("evaluate", Evaluate), f"reports/evaluate/{name}.json"
+        metrics.write(report, metrics.read(report) | evaluation_figures.summary(worse, cfg.confidence, cfg.seed))
+
+
+def endanger(name: str, base: str, measure: str, change: Row, share: float) -> None:
+    """The model answers as the base does, but for a share of the answers that the measure finds good, which get worse."""
+    rows, chosen = list(records.read(f"data/safety/{base}.jsonl")), safety_matrix.MEASURES[measure]
+    good = [number for number, row in enumerate(rows) if row["role"] in chosen.roles and chosen.is_good(row)]
+    worse = set(np.random.default_rng(SEED).permutation(good)[: round(share * len(good))].tolist())
+    records.write(
+        f"data/safety/{name}.jsonl", (row | change if number in worse else row for number, row in enumerate(rows))
+    )
+
+
+def forget(name: str) -> None:
+    path = Path(f"data/evaluate/{name}-likelihoods.jsonl")
+    rows = list(records.read(path))
+    records.write(path, (row | {"bits": row["bits"] * DEARER} if row["task"] == "general" else row for row in rows))
+
+
+def leak(held_out: str, trained: str) -> None:
+    """A held-out row is trained on, in capitals."""
+    (row, *_) = records.read(f"data/mix/{held_out}.jsonl")
+    shouted = [
+        turn | {"content": turn["content"].upper()} if turn["role"] == "user" else turn for turn in row["messages"]
+    ]
+    path = Path(f"data/mix/{trained}.jsonl")
+    records.write(path, [*records.read(path), row | {"messages": shouted}])
+
+
+def beyond(limit: Limit) -> None:
+    """A figure of reports/ just outside its limit."""
+    path = f"reports/{limit.report}.json"
+    value = (
+        limit.least - step(limit.least) if limit.least is not None else (limit.most or 0.0) + step(limit.most or 0.0)
+    )
+    values: dict[str, Any] = metrics.read(path)
+    metrics.write(path, values | {limit.key: value})
+
+
+def step(bound: float) -> float:
+    return max(abs(bound) / 10, 0.01)

@@ -1,0 +1,55 @@
+"""`make serve`, and the bare engine as one would start it by hand with the same flags, on free loopback ports."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from commands import serve
+from commands.compose import composed
+from commands.serve import Served
+from temper import server
+from temper.server import Endpoint
+
+DRAINED = 150.0  # seconds in which answers, and then the log, must have come to their end
+MAKE = ("make", "--no-print-directory", "serve")
+
+
+@contextmanager
+def prepared(overrides: list[str]) -> Iterator[Served]:
+    """What `make serve` would serve with these overrides of conf/."""
+    with TemporaryDirectory(prefix="temper-bench-") as name:
+        file = Path(name) / "params.yaml"
+        file.write_text(composed([*overrides, "serve.port=null"]), encoding="utf-8")
+        yield serve.prepared(file)
+
+
+def ours(overrides: list[str], by_make: bool = False) -> Endpoint:
+    """`make serve`, or the command that it runs."""
+    port = server.chosen_port(None)
+    given = [*overrides, f"serve.port={port}"]
+    command = [*MAKE, f"ARGS={' '.join(given)}"] if by_make else [sys.executable, "-m", "commands.serve", *given]
+    return Endpoint(command, port, stop_seconds=DRAINED)
+
+
+def bare(served: Served, more: list[str] | None = None, environment: dict[str, str] | None = None) -> Endpoint:
+    """The engine with the flags of `make serve` and without its gateway."""
+    port = server.chosen_port(None)
+    command = serve.command(replace(served, port=port))
+    if served.cfg.engine == "llama.cpp":
+        command.append("--bare")
+    else:
+        place = command.index("--middleware")
+        del command[place : place + 2]
+    return Endpoint([*command, *(more or [])], port, server.environment(served.runtime) | (environment or {}))
+
+
+def by_default(served: Served, more: list[str], environment: dict[str, str]) -> Endpoint:
+    """vLLM as it starts when it is told no more than the model, and where to answer."""
+    port = server.chosen_port(None)
+    command = serve.command(served)[:3]
+    command += ["--model", str(served.model), "--served-model-name", served.cfg.name]
+    quiet = {name: server.environment(served.runtime)[name] for name in ("VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE")}
+    return Endpoint([*command, "--host", server.HOST, "--port", str(port), *more], port, quiet | environment)
