@@ -63,42 +63,48 @@ def edges(found: list[Stage]) -> list[tuple[str, str]]:
 
 
 def picture(found: list[Stage]) -> str:
-    """An SVG of the graph, layered from left to right, without the edges that others imply."""
+    """An SVG of the graph, layered from top to bottom, without the edges that others imply."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     reduced = nx.transitive_reduction(nx.DiGraph(edges(found)))
     places = _places(reduced)
     with rc_context({"svg.hashsalt": "temper", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(14, 3.6))
+        columns, rows = (sorted({place[axis] for place in places.values()}) for axis in (0, 1))
+        width, height = columns[-1] - columns[0] + 1.2, rows[-1] - rows[0] + 0.8
+        figure = Figure(figsize=(1.18 * width, 0.55 * height))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")
         for start, end in sorted(reduced.edges):
-            arrow = {"arrowstyle": "-|>", "color": "#8a94a6", "shrinkA": 26, "shrinkB": 30, "linewidth": 1.3}
+            arrow = {"arrowstyle": "-|>", "color": "#8a94a6", "shrinkA": 10, "shrinkB": 11, "linewidth": 1.1}
             axes.annotate("", places[end], places[start], arrowprops=arrow)
         colours = {"main": "#dbeafe", "train": "#fde68a", "serve": "#bbf7d0", "quantize": "#fbcfe8"}
         for stage in found:
             box = {"boxstyle": "round,pad=0.45", "facecolor": colours[stage.env], "edgecolor": "#475569"}
             axes.text(*places[stage.name], stage.name, ha="center", va="center", fontsize=9, color="#0f172a", bbox=box)
-        axes.set_xlim(-0.6, max(x for x, _ in places.values()) + 0.6)
-        axes.set_ylim(min(y for _, y in places.values()) - 0.7, max(y for _, y in places.values()) + 0.7)
+        axes.set_xlim(columns[0] - 0.6, columns[-1] + 0.6)
+        axes.set_ylim(rows[0] - 0.4, rows[-1] + 0.4)
         target = StringIO()
         figure.savefig(target, format="svg", metadata={"Date": None}, transparent=True)
     return target.getvalue()
 
 
 def _places(graph: nx.DiGraph) -> dict[str, tuple[float, float]]:
-    """A column for each generation, its stages spread evenly around the middle; a source stands before its first reader."""
+    """A row for each generation, its stages spread evenly around the middle; a source stands before its first reader.
+
+    In units of a label: a full row has one for each stage, one of few stages spreads them further.
+    """
     generations = enumerate(nx.topological_generations(graph))
-    columns = {name: column for column, generation in generations for name in generation}
+    rows = {name: row for row, generation in generations for name in generation}
     for name in graph:
         if not graph.in_degree(name):
-            columns[name] = min(columns[reader] for reader in graph.successors(name)) - 1
-    members = {column: sorted(name for name in columns if columns[name] == column) for column in set(columns.values())}
+            rows[name] = min(rows[reader] for reader in graph.successors(name)) - 1
+    members = {row: sorted(name for name in rows if rows[name] == row) for row in set(rows.values())}
+    most = max(map(len, members.values()))
     return {
-        name: (float(column), (len(names) - 1) / 2 - row)
-        for column, names in members.items()
-        for row, name in enumerate(names)
+        name: ((column - (len(names) - 1) / 2) * min(1.5, most / len(names)), -float(row))
+        for row, names in members.items()
+        for column, name in enumerate(names)
     }
 
 

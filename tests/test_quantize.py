@@ -154,12 +154,14 @@ def test_a_group_that_does_not_fit_is_one_line(tmp_path: Path, size: int, widths
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in Path("conf/model").glob("*.yaml")))
-def test_every_model_has_the_largest_group_that_divides_its_widths(name: str) -> None:
+def test_every_model_has_the_largest_group_that_divides_its_widths_and_a_small_one_the_finest(name: str) -> None:
     settings = OmegaConf.create(composed([f"model={name}"]))
     shape = settings.model.shape
     widths = [shape.hidden_size, shape.intermediate_size, shape.num_attention_heads * shape.head_dim]
     largest = next(size for size in gptq.GROUPS if not any(width % size for width in widths))
-    assert settings.quantize.gptq.group_size == settings.quantize.awq.group_size == largest
+    wanted = largest if shape.hidden_size >= 1024 else gptq.GROUPS[-1]
+    assert not any(width % wanted for width in widths)
+    assert settings.quantize.gptq.group_size == settings.quantize.awq.group_size == wanted
 
 
 FIGURES = {"perplexity_ratio": 1.05, "kl": 0.05, "kl_p99": 0.9, "unchanged": 0.8, "exact_kept": 0.98}

@@ -41,7 +41,7 @@ def test_every_figure_is_read_from_reports() -> None:
             assert scorecard.figure(report, line.scale.key) is None
             assert f"| {line.scale.what} | not measured |" in page
         else:
-            stated = re.search(rf'"?{line.scale.key.rpartition(".")[2]}"?: ([^,\n]+)', text)
+            stated = re.search(rf'(?<!\w)"?{line.scale.key.rpartition(".")[2]}"?: ([^,\n]+)', text)
             assert stated, line.scale.key
             assert float(stated[1]) == line.value
             assert f"| {line.scale.what} | {line.value:.4g} |" in page

@@ -7,6 +7,7 @@ from the content of its deps and params, so that dozens of experiments take a mi
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -78,6 +79,10 @@ SWEEPS = re.findall(
 )
 
 
+LIBRARY = re.compile(r"^ +- (?:temper|requirements)/.*\n", re.MULTILINE)
+"""Deps that nothing here edits: DVC reads and writes its lock after each stage, which with them takes most of the time."""
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory, clone_to: Callable[[Path], Path]) -> Path:
     """A clone whose stages do stand-in work, reproduced once."""
@@ -85,7 +90,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, clone_to: Callable[[Path], Pa
     clone_to(root)
     tools = root.parent
     (tools / "stand_in.py").write_text(STAND_IN)
-    pipeline = (root / "dvc.yaml").read_text()
+    pipeline = LIBRARY.sub("", (root / "dvc.yaml").read_text())
     (root / "graph.yaml").write_text(pipeline)
     replaced = re.sub(
         r"cmd: .*-m scripts\.(\w+)(?: (\$\{(?:item\.\w+|key)\}))?(?: \$\{item\.model\})?(?: \$\{recipe\.release\})?$",
@@ -132,8 +137,11 @@ def runs(root: Path, line: str) -> Counter[str]:
 
 
 def restore(tree: Path) -> None:
-    """Back to the committed run, from DVC's cache."""
+    """Back to the committed run, from DVC's cache, without what another recipe left in folders that a stage reads whole."""
     git(tree, "checkout", "--quiet", "--", ".")
+    git(tree, "clean", "-d", "--force", "--quiet")
+    for folder in ("data", "models"):
+        shutil.rmtree(tree / folder)
     assert ran(tree, "checkout") == set()
 
 
@@ -152,11 +160,11 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
         ("recipe=sft", RELEASED | asked("sft")),
         ("recipe=orpo", RELEASED | asked("orpo") | {"preferences@base", "orpo@base", "evaluate@orpo"}),
         ("recipe=sft-dpo-grpo", RELEASED | asked("grpo") | {"grpo@dpo", "evaluate@grpo"}),
-        ("quantize.awq.group_size=32", {"quantize@awq", "retention@awq", "bench@awq"} | LAST),
+        ("quantize.awq.group_size=64", {"quantize@awq", "retention@awq", "bench@awq"} | LAST),
         ("retention.limits.kl=0.5", RETAINED),
-        ("recipe.formats=[gguf]", LAST | {"safety@base", "safety@dpo"}),
+        ("recipe.formats=[gguf]", LAST),
         ("draft.epochs=2", DRAFTED | {"card", "scorecard"}),
-        ("recipe.draft=[]", LAST | {"safety@base", "safety@dpo"}),
+        ("recipe.draft=[]", LAST),
         ("split.seed=3", AFTER_SPLIT),
         ("bench.bf16.load.warmup=4", LAST | {"bench@bf16"}),
         ("bench.ngram.speculation.tokens=5", {"bench@ngram", "card", "scorecard"}),
