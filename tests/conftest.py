@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT: Counter[str] = Counter()
 """Tests that -m or -k left out, by the mark that they carry."""
 
-LONGEST = ("test_pipeline", "test_sweeps", "test_methods", "test_same_run")
+LONGEST = ("test_pipeline", "test_sweeps", "test_methods", "test_same_run", "test_serve", "test_quants", "test_draft")
 """Modules that take minutes: of two processes, neither should be left with one of them when the other has nothing to do."""
 
 
