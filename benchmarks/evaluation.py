@@ -32,13 +32,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import journal, regressions
 from benchmarks import openness as rules
-from benchmarks import regressions
 from commands import compose
 from temper import (
     comparisons,
     evaluation_matrix,
-    hardware,
     harness,
     intervals,
     metrics,
@@ -80,21 +79,7 @@ Values = dict[str, Any]
 
 
 def main() -> None:
-    arguments = parsed()
-    for name in arguments.parts:
-        command = f"python -m benchmarks.evaluation --parts {name} " + " ".join(
-            f"--{key} {value}" for key, value in sorted(vars(arguments).items()) if key != "parts"
-        )
-        known = metrics.read(OUT) if OUT.is_file() else {}
-        if known.get(f"{name}_command") == command:
-            print(f"{name}: measured already")
-            continue
-        found = PARTS[name](arguments)
-        kept = {key: value for key, value in known.items() if not key.startswith(f"{name}_")}
-        targets = {f"{key}_target": value for key, value in TARGETS.items() if key in found}
-        metrics.write(OUT, kept | found | targets | {f"{name}_command": command, "machine": str(hardware.found())})
-        for key in sorted(found):
-            print(f"{key:48} {found[key]:.6g}" if isinstance(found[key], float) else f"{key:48} {found[key]}")
+    journal.run("benchmarks.evaluation", OUT, PARTS, TARGETS, parsed())
 
 
 def parsed() -> argparse.Namespace:
