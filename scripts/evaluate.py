@@ -37,6 +37,8 @@ TEST, GOLDEN, GENERAL = Path("data/mix/test.jsonl"), Path("data/mix/golden.jsonl
 @dataclass
 class Evaluate:
     dtype: str
+    quantized_dtype: str
+    """Of a model of 4-bit weights, which vLLM takes in half precision alone."""
     max_tokens: int
     """Of an answer."""
     confidence: float
@@ -60,7 +62,8 @@ def main() -> None:
 
     vllm.require_build()
     model = Path("models") / variant
-    found = harness.evaluate(model, asked, cfg.dtype, cfg.max_tokens, cfg.length, cfg.seed, params.runtime())
+    dtype = cfg.quantized_dtype if vllm.is_quantized(model) else cfg.dtype
+    found = harness.evaluate(model, asked, dtype, cfg.max_tokens, cfg.length, cfg.seed, params.runtime())
 
     records.write(f"data/evaluate/{variant}.jsonl", found.samples)
     records.write(f"data/evaluate/{variant}-golden.jsonl", found.golden)

@@ -7,10 +7,20 @@ import os
 
 from temper import stage
 
+STARTER = "TEMPER_STARTER"
+"""The process that spawns a worker, in the worker's environment: it may be gone by the time the worker asks who its parent is."""
+
+
+def _be_starter() -> None:
+    os.environ[STARTER] = str(os.getpid())
+
+
 # A spawned worker imports the main module of its parent, under the second name, before it works.
 if __name__ in ("__main__", "__mp_main__"):
-    stage.die_with_parent()
+    stage.die_with_parent(int(os.environ[STARTER]) if __name__ == "__mp_main__" else None)
+    _be_starter()
     os.register_at_fork(after_in_child=stage.die_with_parent)
+    os.register_at_fork(after_in_child=_be_starter)
 
 if __name__ == "__main__":
     from vllm.entrypoints.launchers.api_server.entry import main

@@ -111,7 +111,7 @@ def _of_macro_f1(
 def pairs(recipe: Recipe) -> list[Pair]:
     """(variant, the evaluated model that it is held against)."""
     first = recipe.variants[0]
-    starts = [(variant, start) for variant in recipe.variants for start in getattr(recipe, variant, [])]
+    starts = [(variant, start) for variant in recipe.variants for start in recipe.starts(variant)]
     found = [(variant, first) for variant in recipe.variants[1:]]
     return list(dict.fromkeys([*found, *(pair for pair in starts if pair[1] in recipe.variants)]))
 

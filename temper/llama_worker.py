@@ -28,12 +28,12 @@ def main(model: str, threads: str, context: str) -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     engine = gguf.load(Path(model), int(threads), int(context))
-    count, waiting = Counted(engine), queue.Queue[Request | None]()
     cancelled: set[int] = set()
+    count, waiting = Counted(engine, cancelled), queue.Queue[Request | None]()
     threading.Thread(target=_read, args=(waiting, cancelled), daemon=True).start()
     print(json.dumps({"ready": True, "context": engine.n_ctx()}), file=out)
     while request := waiting.get():
-        for piece in answered(engine, count, request, cancelled):
+        for piece in answered(engine, count, request):
             print(json.dumps({"id": request["id"]} | piece), file=out)
         cancelled.discard(request["id"])
 
@@ -48,27 +48,37 @@ def _read(waiting: queue.Queue[Request | None], cancelled: set[int]) -> None:
     waiting.put(None)
 
 
-class Full(Exception):
-    """The answer has as many tokens as were asked for."""
+class Ended(Exception):
+    """The answer has as many tokens as were asked for, or nobody waits for it; the reason of its end."""
 
 
 class Counted:
-    """Counts what an engine samples: llama.cpp's streamed answers say nothing about their tokens, and go on past the last one
-    asked for to the end of a letter, which need not come."""
+    """Counts what an engine samples, and ends it: llama.cpp's streamed answers say nothing about their tokens, and say nothing at
+    all before the end of a letter, which need not come."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, cancelled: set[int]) -> None:
         self.prompt = self.tokens = 0
-        self.most: float = math.inf
+        self._request: Request = {}
+        self._cancelled = cancelled
         self._sample = engine.sample
         engine.sample = self
 
+    def begin(self, request: Request) -> None:
+        self._request = request
+        self._check()
+
     def __call__(self, *given: Any, **named: Any) -> int:
-        if self.tokens >= self.most:
-            raise Full
+        self._check()
+        if self.tokens >= (self._request.get("max_tokens") or math.inf):
+            raise Ended("length")
         if self.tokens == 0:
             self.prompt = named["idx"] + 1
         self.tokens += 1
         return int(self._sample(*given, **named))
+
+    def _check(self) -> None:
+        if self._request["id"] in self._cancelled:
+            raise Ended("cancelled")
 
     def usage(self) -> dict[str, int]:
         total = self.prompt + self.tokens
@@ -77,18 +87,16 @@ class Counted:
         return found
 
 
-def answered(engine: Any, count: Counted, request: Request, cancelled: set[int]) -> Iterator[dict[str, Any]]:
+def answered(engine: Any, count: Counted, request: Request) -> Iterator[dict[str, Any]]:
     """`begun`, `text` by and by, then `end` with the reason and the tokens of prompt and answer, or an `error` that is the
     request's."""
-    reason, count.most = "cancelled", request.get("max_tokens") or math.inf
+    reason = "stop"
     # llama.cpp's grammars of JSON leave room for a blank after its end, which would be the last of the answer.
     is_json, blank = form_of(request.get("response_format")) is not None, ""
     yield {"begun": True}
     try:
-        for chunk in () if request["id"] in cancelled else _chunks(engine, request):
-            if request["id"] in cancelled:
-                reason = "cancelled"
-                break
+        count.begin(request)
+        for chunk in _chunks(engine, request):
             choice = chunk["choices"][0]
             if text := (choice["delta"].get("content") if "delta" in choice else choice["text"]):
                 said = text.rstrip() if is_json else text
@@ -98,8 +106,8 @@ def answered(engine: Any, count: Counted, request: Request, cancelled: set[int])
                     yield {"text": said}
                 blank = ("" if said else blank) + text[len(said) :]
             reason = choice["finish_reason"] or reason
-    except Full:
-        reason = "length"
+    except Ended as ended:
+        reason = str(ended)
     except (ValueError, TypeError) as error:
         # What does not fit the context, or is no value of an option.
         count.usage()

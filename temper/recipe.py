@@ -13,6 +13,8 @@ SCORED = ("reward", "dpo")
 # The lists that switch the stages which measure on.
 SWITCHES = {"judge": "judged", "rewardbench": "scored"}
 FORMATS = ("gptq", "awq", "gguf")
+EVALUATED = ("gptq", "awq")
+"""Of FORMATS: what vLLM loads, and so lm-evaluation-harness here. `retention` asks every format, in its own engine."""
 DRAFTS = ("eagle3",)
 HEAD = "draft"
 """The folder of models/ that holds the head."""
@@ -31,7 +33,7 @@ class Recipe:
     ppo: list[str]
     grpo: list[str]
     variants: list[str]
-    """Evaluated, in this order; the first is what the others are compared with."""
+    """Evaluated, in this order, quants of EVALUATED too where they are named; the first is what the others are compared with."""
     release: str
     """Quantized, measured, described by the card."""
     formats: list[str]
@@ -52,6 +54,10 @@ class Recipe:
     def measuring(self) -> list[str]:
         """The stages of SWITCHES that run."""
         return [name for name, key in SWITCHES.items() if getattr(self, key)]
+
+    def starts(self, variant: str) -> list[str]:
+        """The model that a variant was made from; none of the base."""
+        return [self.release] if variant in self.formats else getattr(self, variant, [])
 
     def unevaluated(self) -> list[str]:
         """Models that are trained and that no figure of `evaluate` speaks of."""
@@ -79,9 +85,15 @@ def load(path: Path = params.PARAMS) -> Recipe:
             raise SystemExit(f"{path}: recipe.{name} is {starts}: a stage starts from one model: correct conf/recipe")
         if unmade := [start for start in starts if start not in made or start == name]:
             raise SystemExit(_unmade(path, name, unmade[0], made))
-    for key, asked in (("variants", recipe.variants), ("release", [recipe.release]), ("safety", recipe.safety)):
-        if unmade := [name for name in asked if name not in made]:
-            raise SystemExit(_unmade(path, key, unmade[0], made))
+    quants = {name for name in recipe.formats if name in EVALUATED}
+    asked_of = {
+        "variants": (recipe.variants, made | quants),
+        "release": ([recipe.release], made),
+        "safety": (recipe.safety, made),
+    }
+    for key, (asked, known) in asked_of.items():
+        if unmade := [name for name in asked if name not in known]:
+            raise SystemExit(_unmade(path, key, unmade[0], known))
     for is_wrong, message in _together(recipe):
         if is_wrong:
             raise SystemExit(f"{path}: {message}")

@@ -1,6 +1,7 @@
 """vLLM as an offline engine in this process, whose answers depend on its inputs alone. The server is in temper/server.py."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -100,6 +101,12 @@ def engine(dtype: str, length: int, seed: int, runtime: dict[str, Any]) -> dict[
         "kv_cache_memory_bytes": int(runtime["serve_memory_gb"] * 2**30),
         "enforce_eager": bool(runtime["serve_eager"]),
     }
+
+
+def is_quantized(model: Path) -> bool:
+    """Whether the folder of a model says that its weights are quantized; not where there is no model."""
+    config = model / "config.json"
+    return config.is_file() and "quantization_config" in json.loads(config.read_text())
 
 
 class Tokenizer:

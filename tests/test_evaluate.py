@@ -322,7 +322,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(domain: int, *tasks: Task) -> evaluate.Evaluate:
-    return evaluate.Evaluate("bfloat16", 8, 0.95, None, domain, list(tasks), [], 64, 1)
+    return evaluate.Evaluate("bfloat16", "bfloat16", 8, 0.95, None, domain, list(tasks), [], 64, 1)
 
 
 @pytest.mark.usefixtures("here")

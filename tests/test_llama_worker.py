@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,9 +28,9 @@ class Engine:
         yield {"choices": [{"delta": {}, "finish_reason": "length"}]}
 
 
-def answered(engine: Engine, **request: Any) -> list[dict[str, Any]]:
+def answered(engine: Engine, cancelled: Iterable[int] = (), **request: Any) -> list[dict[str, Any]]:
     whole = {"id": 1, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1} | request
-    return list(llama_worker.answered(engine, Counted(engine), whole, set()))
+    return list(llama_worker.answered(engine, Counted(engine, set(cancelled)), whole))
 
 
 def test_it_says_that_it_begins_before_it_computes() -> None:
@@ -53,6 +53,31 @@ def test_it_does_not_go_on_past_the_tokens_that_were_asked_for() -> None:
     _, *texts, end = answered(Endless(), max_tokens=3)
     assert [piece["text"] for piece in texts] == ["a"] * 3
     assert (end["end"], end["usage"]["completion_tokens"]) == ("length", 3)
+
+
+def test_one_that_nobody_waits_for_ends_at_its_next_token_though_it_says_nothing() -> None:
+    """llama.cpp says nothing before the end of a letter that it has begun."""
+    cancelled: set[int] = set()
+
+    class Silent(Engine):
+        def create_chat_completion(self, _messages: Any, **given: Any) -> Iterator[dict[str, Any]]:
+            engine: Any = self
+            yield {"choices": [{"delta": {"content": "a"}, "finish_reason": None}]}
+            for token in range(9):
+                engine.sample(idx=2)
+                if token == 4:
+                    cancelled.add(1)
+
+    engine = Silent()
+    whole = {"id": 1, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100}
+    *_, end = llama_worker.answered(engine, Counted(engine, cancelled), whole)
+    assert (end["end"], end["usage"]["completion_tokens"]) == ("cancelled", 5)
+
+
+def test_one_that_was_left_while_it_waited_is_not_begun() -> None:
+    engine = Engine()
+    *_, end = answered(engine, cancelled=[1])
+    assert (end["end"], engine.given) == ("cancelled", {})
 
 
 @pytest.mark.parametrize(("form", "said"), [(None, '{"a" : 1} '), ({"type": "json_object"}, '{"a" : 1}')])

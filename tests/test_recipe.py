@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from commands import check
 from commands.compose import composed
-from temper import graph, recipe
+from temper import evaluation_matrix, graph, recipe
 
 RECIPES = sorted(file.stem for file in Path("conf/recipe").glob("*.yaml"))
 
@@ -35,6 +35,7 @@ def test_every_recipe_gives_a_graph_whose_release_is_made_and_evaluated(
 WRONG = {
     "release=grpo": "recipe.release names 'grpo', which this recipe does not make",
     "variants=[base,kto]": "recipe.variants names 'kto'",
+    "variants=[base,dpo,gguf]": "recipe.variants names 'gguf'",
     "variants=[base]": "recipe.release is dpo, which recipe.variants lacks",
     "dpo=[kto]": "recipe.dpo names 'kto'",
     "dpo=[dpo]": "recipe.dpo names 'dpo'",
@@ -61,6 +62,16 @@ def test_a_recipe_that_cannot_run_is_refused_in_one_line(override: str, tmp_path
     assert WRONG[override] in str(error.value)
     assert "conf/recipe" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_quant_is_evaluated_where_it_is_named_and_held_against_what_it_was_made_of(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(composed(["recipe.variants=[base,sft,dpo,awq]"]))
+    found = recipe.load(tmp_path / "params.yaml")
+    assert found.starts("awq") == ["dpo"]
+    assert {("awq", "base"), ("awq", "dpo")} <= set(evaluation_matrix.pairs(found))
+    (tmp_path / "params.yaml").write_text(composed(["recipe.variants=[base,sft,dpo,awq]", "recipe.formats=[gptq]"]))
+    with pytest.raises(SystemExit, match=r"recipe\.variants names 'awq'"):
+        recipe.load(tmp_path / "params.yaml")
 
 
 def test_a_stage_that_is_switched_off_names_the_recipes_that_have_it() -> None:

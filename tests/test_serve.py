@@ -102,7 +102,7 @@ class Server:
 
 def begun(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "commands.serve", "serve.port=null", "serve.api_key_env=SERVE_KEY"]
-    command += [f"serve.log.folder={folder / 'logs'}", "serve.limits.max_tokens=300", "serve.structured=tools"]
+    command += [f"serve.log.folder={folder / 'logs'}", "serve.limits.max_tokens=3000", "serve.structured=tools"]
     command += overrides
     return subprocess.Popen(command, env=os.environ | {"SERVE_KEY": "sesame"}, stdout=subprocess.PIPE, text=True)
 
@@ -258,7 +258,7 @@ def test_a_caller_who_leaves_frees_the_engine(server: Server) -> None:
     before = server.series()
     with server.client() as client:
         for _ in range(3):
-            body = chat("On", max_tokens=300, stream=True, ignore_eos=True)
+            body = chat("On", max_tokens=3000, stream=True, ignore_eos=True)
             with client.stream("POST", "/v1/chat/completions", json=body) as reply:
                 next(reply.iter_lines())
         started = time.monotonic()

@@ -1,6 +1,7 @@
 """A server is there for its block only: waited for, measured, ended; it says why it could not start, and nothing of it stays."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from temper import server
+from temper import api_server, server
 from temper.server import Endpoint, Server
 
 RUNTIME: dict[str, Any] = {"threads": 2, "serve_memory_gb": 1, "serve_eager": True, "serve_port": None}
@@ -31,7 +32,7 @@ wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 wrapped.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 wrapped.save_pretrained(sys.argv[1])
 sizes = dict(hidden_size=128, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
-config = LlamaConfig(vocab_size=len(wrapped), max_position_embeddings=512, eos_token_id=0, bos_token_id=None, **sizes)
+config = LlamaConfig(vocab_size=len(wrapped), max_position_embeddings=4096, eos_token_id=0, bos_token_id=None, **sizes)
 LlamaForCausalLM(config).save_pretrained(sys.argv[1])
 """
 HOLD = f"""
@@ -195,3 +196,13 @@ def test_no_process_of_the_server_outlives_a_killed_stage(tmp_path: Path) -> Non
         stage.wait()
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
+
+
+def test_a_worker_whose_starter_was_gone_before_it_began_ends() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    worker = "import runpy; runpy.run_module('temper.api_server', run_name='__mp_main__')"
+    for starter, status in {os.getpid(): 0, gone.pid: -signal.SIGKILL}.items():
+        environment = os.environ | {api_server.STARTER: str(starter)}
+        done = subprocess.run([sys.executable, "-c", worker], env=environment, check=False)
+        assert done.returncode == status
