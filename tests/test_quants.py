@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from commands.compose import composed
 from temper import envs, metrics, records
@@ -158,6 +159,7 @@ def chat(number: int) -> dict[str, Any]:
     messages = [{"role": role, "content": content} for role, content in turns]
     return {
         "id": str(number),
+        "category": "simple_python",
         "messages": messages,
         "tools": [tool],
         "gold": {"name": "add", "arguments": {"a": [number]}},
@@ -293,6 +295,36 @@ def test_importance_is_the_mean_square_of_inputs_and_llama_cpp_goes_by_it(made: 
     assert found["close"] and found["of_q"]
     assert found["modules"] == len(found["tensors"]) == 14
     assert found["ratio"] < 0.5, "what matters is rounded better than without"
+
+
+@pytest.mark.parametrize(("name", "engine"), [("gptq", "vllm"), ("gguf", "llama-cpp-python")])
+def test_the_harness_scores_a_quant_by_the_engine_that_serves_it(made: Path, name: str, engine: str) -> None:
+    records.write(made / "data/mix/golden.jsonl", map(chat, range(60, 62)))
+    records.write(made / "data/general.jsonl", [{"id": "1", "text": "A quiet text of its own."}])
+    settle(made, "evaluate.max_tokens=60", "evaluate.limit=3", "evaluate.domain=3")
+    done("serve", made, "-m", "scripts.evaluate", name)
+    settle(made)
+
+    run = yaml.safe_load((made / f"data/evaluate/{name}.yaml").read_text())
+    assert run["backend"].startswith(f"{engine} ")
+    assert run["engine"].get("dtype") == ("bfloat16" if engine == "vllm" else None)
+    found = metrics.read(made / f"reports/evaluate/{name}.json")
+    assert (found["n"], found["golden_n"], found["general_n"]) == (3, 2, 1)
+    assert found["valid_json"] == 1, "which it has learned"
+
+    # What retention measures, of the turn's last line break (lm_eval counts it to the answer) and the answer.
+    ids = json.loads((made / "texts.json").read_text())
+    likely = log_probs(made, "retention", name)
+    asked = list(records.read(made / "data/mix/test.jsonl"))[:3]
+    bits, begin = {}, 0
+    for row, text in zip(asked, ids, strict=True):
+        place = len(text) - 2 - len(row["messages"][-1]["content"]) - 1
+        nats = math.fsum(likely[begin + at - 1][text[at]] for at in range(place, len(text) - 2))
+        bits[row["id"]] = -nats / math.log(2)
+        begin += len(text) - 1
+    given = records.read(made / f"data/evaluate/{name}-likelihoods.jsonl")
+    said = {one["id"]: one["bits"] for one in given if one["task"] == "domain"}
+    assert said == pytest.approx(bits, rel=0.05 if engine == "vllm" else 1e-3, abs=0.05 if engine == "vllm" else 2e-3)
 
 
 def test_a_quant_is_held_against_its_limits(made: Path) -> None:
