@@ -55,9 +55,9 @@ OUT = REPOSITORY / "reports/benchmarks/evaluation.json"
 SEED = 17
 CONFIDENCE = 0.95
 PARTS_BY_HAND = (
-    ("call", "abstain"),
-    ("domain", "general"),
-    ("golden",),
+    harness.SCORED,
+    harness.LIKELIHOODS,
+    (harness.GOLDEN,),
 )  # as the stage asks them, so that no batch differs
 PROBED = 16  # rows on which the peer is chosen
 HF = {
@@ -105,9 +105,8 @@ def equality(arguments: argparse.Namespace) -> Values:
             "--batch_size",
             str(harness.AT_ONCE),
         ]
-        for tasks in PARTS_BY_HAND:
-            if all((root / f"tasks/{task}.yaml").is_file() for task in tasks):
-                by_hand(root, "out", tasks, "--model", "vllm", "--model_args", *model)
+        for tasks in parts_by_hand(root):
+            by_hand(root, "out", tasks, "--model", "vllm", "--model_args", *model)
         differences = [*answers_apart(root, name), *likelihoods_apart(root, name)]
     return {
         "equality_compared": len(differences),
@@ -116,20 +115,28 @@ def equality(arguments: argparse.Namespace) -> Values:
     }
 
 
+def parts_by_hand(root: Path) -> list[list[str]]:
+    """The tasks that have rows, by what is asked together."""
+    parts = ([task for task in part if (root / f"tasks/{task}.yaml").is_file()] for part in PARTS_BY_HAND)
+    return [part for part in parts if part]
+
+
 def answers_apart(root: Path, name: str) -> Iterator[float]:
     """How far each score of each row is from the one by hand; 1 where the answer is another."""
+    written = {measure: measure for measure in ("exact", "valid_json", "argument_f1")}
     for task, file, measures in (
-        ("call", f"{name}.jsonl", ("exact", "valid_json", "argument_f1")),
-        ("golden", f"{name}-golden.jsonl", ("exact", "valid_json", "argument_f1")),
-        ("abstain", f"{name}.jsonl", ("abstain", "abstain_norm")),
+        ("call", f"{name}.jsonl", written),
+        ("golden", f"{name}-golden.jsonl", written),
+        ("abstain", f"{name}.jsonl", {"abstain": "acc"}),
+        ("choose", f"{name}.jsonl", {"choose": "acc", "choose_norm": "acc_norm"}),
     ):
-        theirs, keys = logged(root / "out", task), {"abstain": "acc", "abstain_norm": "acc_norm"}
-        rows = list(records.read(root / f"data/evaluate/{file}"))
+        theirs = logged(root / "out", task)
+        rows = [row for row in records.read(root / f"data/evaluate/{file}") if measures.keys() <= row.keys()]
         check_same(task, {row["id"] for row in rows}, set(theirs))
         for row in rows:
             found = theirs[row["id"]]
-            yield from (abs(float(row[key]) - float(found[keys.get(key, key)])) for key in measures)
-            if task != "abstain":
+            yield from (abs(float(row[ours_]) - float(found[hand])) for ours_, hand in measures.items())
+            if measures is written:
                 yield float(row["output"] != found["filtered_resps"][0])
 
 
@@ -161,7 +168,7 @@ def duration(arguments: argparse.Namespace) -> Values:
     with place(arguments.rows) as root:
         variants = recipe.load().variants
         write_tasks(root, variants[0])
-        tasks = [task for part in PARTS_BY_HAND for task in part if (root / f"tasks/{task}.yaml").is_file()]
+        tasks = [task for part in parts_by_hand(root) for task in part]
         probes = {way: transformers(root, variants[-1], tasks, way, PROBED) for way in HF}
         peer = min(probes, key=lambda way: probes[way])
         ours_seconds = {name: ours(root, name) for name in variants}

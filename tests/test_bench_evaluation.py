@@ -26,7 +26,7 @@ def trained(run: Path) -> Path:  # noqa: F811
     for name in ("base", "sft", RELEASE):
         for suffix in ("", "-golden"):
             path = Path(f"data/evaluate/{name}{suffix}.jsonl")
-            more = {"category": "simple", "abstain": True, "abstain_norm": True}
+            more = {"category": "simple", "abstain": True}
             records.write(path, [row | more for row in records.read(path)])
     return run
 
@@ -58,21 +58,23 @@ def logged(folder: Path, task: str, samples: list[Row]) -> None:
 
 
 def test_scores_by_hand_are_compared_row_by_row(tmp_path: Path) -> None:
-    row = {"id": "a", "exact": True, "valid_json": True, "argument_f1": 1.0, "abstain": True, "abstain_norm": False}
-    records.write(tmp_path / "data/evaluate/dpo.jsonl", [row | {"output": "null"}])
+    row = {"id": "a", "exact": True, "valid_json": True, "argument_f1": 1.0, "abstain": True, "output": "null"}
+    chose = row | {"id": "b", "choose": True, "choose_norm": False}
+    records.write(tmp_path / "data/evaluate/dpo.jsonl", [row, chose])
     records.write(tmp_path / "data/evaluate/dpo-golden.jsonl", [])
     records.write(
         tmp_path / "data/evaluate/dpo-likelihoods.jsonl",
         [{"task": task, "id": "a", "bits": 2.0, "bytes": 4} for task in ("domain", "general")],
     )
     said = {"doc": {"id": "a"}, "exact": 1.0, "valid_json": 1.0, "argument_f1": 1.0, "filtered_resps": ["null"]}
-    logged(tmp_path, "call", [said])
-    logged(tmp_path, "abstain", [{"doc": {"id": "a"}, "acc": 1.0, "acc_norm": 0.0}])
+    logged(tmp_path, "call", [said, said | {"doc": {"id": "b"}}])
+    logged(tmp_path, "abstain", [{"doc": {"id": id}, "acc": 1.0} for id in "ab"])
+    logged(tmp_path, "choose", [{"doc": {"id": "b"}, "acc": 1.0, "acc_norm": 0.0}])
     for task in ("domain", "general"):
         logged(tmp_path, task, [{"doc": {"id": "a"}, "bits_per_byte": [-2.0 * math.log(2), 4]}])
     assert set(evaluation.answers_apart(tmp_path, "dpo")) == {0.0}
     assert list(evaluation.likelihoods_apart(tmp_path, "dpo")) == [0, 0, 0, 0]
-    logged(tmp_path, "call", [said | {"argument_f1": 0.5, "filtered_resps": ["nul"]}])
+    logged(tmp_path, "call", [said | {"argument_f1": 0.5, "filtered_resps": ["nul"]}, said | {"doc": {"id": "b"}}])
     assert sorted(evaluation.answers_apart(tmp_path, "dpo"))[-2:] == [0.5, 1.0]
     logged(tmp_path, "general", [{"doc": {"id": "b"}, "bits_per_byte": [-1.0, 4]}])
     with pytest.raises(SystemExit, match="general: other rows were asked: 2 of one side alone"):
