@@ -7,8 +7,8 @@ Writes reports/benchmarks/evaluation.json after each part; a part whose figures 
 
 equality  Stage `evaluate` of the release beside `lm_eval run --model vllm` on the same task files, rows, engine and seeds: how many
           answers, scores and likelihoods differ, and by how much at most.
-time      Stage `evaluate` of every variant beside one `lm_eval run --model hf` for each, all tasks, both with all cores. Of hf the
-          fastest of three ways on a few rows is the peer.
+time      Stage `evaluate` of every variant but quants beside one `lm_eval run --model hf` for each, all tasks, both with all cores.
+          Of hf the fastest of three ways on a few rows is the peer.
 verdicts  A model against itself under another seed, as the matrix compares (one run of each, all measures and pairs corrected
           together) and as the ablation does (three seeds of each that differ in how well they came out): how many of the draws say
           better, and worse.
@@ -166,7 +166,8 @@ def logged(folder: Path, task: str) -> dict[str, Row]:
 
 def duration(arguments: argparse.Namespace) -> Values:
     with place(arguments.rows) as root:
-        variants = recipe.load().variants
+        found = recipe.load()
+        variants = [name for name in found.variants if name not in found.formats]
         write_tasks(root, variants[0])
         tasks = [task for part in parts_by_hand(root) for task in part]
         probes = {way: transformers(root, variants[-1], tasks, way, PROBED) for way in HF}

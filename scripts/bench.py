@@ -5,11 +5,13 @@ Writes  reports/bench/<variant>.json
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from temper import levels, load, lossless, metrics, params, progress, speculation, stage, variants, vllm
 from temper.levels import Load
+from temper.load import Chat
 from temper.variants import Served
 
 TEST, GENERAL = Path("data/mix/test.jsonl"), Path("data/general.jsonl")
@@ -35,8 +37,9 @@ def main() -> None:
     with variants.endpoint(cfg, folder, release, cfg.seed, params.runtime()) as server:
         figures = levels.measured(server.url, model, rows, cfg.load, cfg.seed, place)
         if draft := cfg.speculation:
-            asked = {speculation.DOMAIN: load.prompts(rows, draft.checked, cfg.seed)}
-            asked |= {speculation.GENERIC: load.passages(GENERAL, draft.generic, cfg.seed)}
+            asked: dict[str, Sequence[Chat | str]] = {}
+            asked[speculation.DOMAIN] = load.prompts(rows, draft.checked, cfg.seed)
+            asked[speculation.GENERIC] = load.beginnings(GENERAL, draft.generic, cfg.seed)
             held = lossless.held(server.url, model, asked, draft.max_tokens, draft.tie)
             lossless.require(held, draft.tie, place)
             figures |= held | speculation.contrast(held)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from temper import (
     datacard,
     evaluation_matrix,
@@ -71,6 +73,7 @@ def main() -> None:
     evaluated = {variant: evaluation_matrix.read(variant) for variant in found.variants}
     answers = {variant: list(of.rows) for variant, of in evaluated.items()}
     likelihoods = {name: list(records.read(f"data/evaluate/{name}-likelihoods.jsonl")) for name in found.variants}
+    runs = {name: yaml.safe_load(Path(f"data/evaluate/{name}.yaml").read_text()) for name in found.variants}
     graph = Path("reports/graph.svg").read_text(encoding="utf-8")
 
     judged = evaluation_matrix.judged(found.recipe, evaluated, cfg.tasks, cfg.confidence, cfg.seed)
@@ -80,10 +83,10 @@ def main() -> None:
     model, runtime = Path("models") / found.recipe.release, params.runtime()
     hashes = {str(TRAIN): wheels.digest(TRAIN), str(model): hub.digest(model)}
     devices = runtime["processes"] * runtime["nodes"]
-    described = pages.card(found, cfg, costs, judged, openness, metrics.read(gate.REPORT), hashes, devices)
+    described = pages.card(found, cfg, costs, judged, openness, metrics.read(gate.REPORT), runs, hashes, devices)
     Path("reports/mof.yml").write_text(mof.text(openness), encoding="utf-8")
     Path("reports/model-card.md").write_text(described, encoding="utf-8")
-    page = pages.report(found, cfg, judged, openness, answers, likelihoods, graph)
+    page = pages.report(found, cfg, judged, openness, answers, likelihoods, runs, graph)
     Path("reports/report.html").write_text(page, encoding="utf-8")
     metrics.write("reports/comparisons.json", evaluation_matrix.values(judged))
 

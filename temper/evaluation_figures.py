@@ -32,7 +32,8 @@ def summary(samples: list[Row], confidence: float, seed: int) -> dict[str, float
         values |= rate(name, samples, name, confidence)
     values |= rate("call_exact", call, "exact", confidence) | rate("call_abstain", call, "abstain", confidence)
     values |= rate("null_exact", null, "exact", confidence) | rate("null_abstain", null, "abstain", confidence)
-    for name in ("choose", "choose_norm"):
+    # Of no rows a rate would be 0, which reads as if none were right.
+    for name in ("choose", "choose_norm") if several else ():
         values |= {"choose_n": len(several)} | rate(name, several, name, confidence)
     values |= share("argument_f1", samples, "argument_f1", confidence, seed)
     for category, count in Counter(one["category"] for one in samples).items():

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#010203"  # replaced by the page's own colour
-SERIES = ("#94a3b8", "#3b82f6", "#10b981", "#f59e0b")
+SERIES = ("#94a3b8", "#3b82f6", "#10b981", "#f59e0b", "#a855f7", "#ef4444", "#14b8a6", "#ec4899")
 STYLES = ("-", "--", "-.")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 NARROW, WIDE = 4.9, 7.2  # inches; of a narrow picture a phone shows letters of 9 points large enough to read

@@ -333,6 +333,8 @@ def _llama(
     """llama.cpp in its own environment, by the weights' own types, one request at a time; and what was run."""
     from temper.gguf_lm import GgufLM
 
-    with GgufScores(model / gguf.FILE, int(runtime["threads"]), length, engines.ends(model)) as scores:
+    # lm_eval's vLLM ends an answer at the tokenizer's end too.
+    ends = (engines.ends(model) | {tokenizer.wrapped.eos_token_id}) - {None}
+    with GgufScores(model / gguf.FILE, int(runtime["threads"]), length, ends) as scores:
         run = {"backend": scores.greeting["version"], "batch_size": 1, "engine": {"context": length}}
         yield GgufLM(scores, tokenizer.wrapped, length), run

@@ -38,13 +38,17 @@ def prompts(rows: list[Row], count: int, seed: int) -> list[Chat]:
     return [row["messages"][:-1] for row in drawn[:count]]
 
 
-def passages(path: Path, count: int, seed: int) -> list[Chat]:
-    """`count` of the texts in a file, each as what somebody says; all where there are fewer."""
+def beginnings(path: Path, count: int, seed: int) -> list[str]:
+    """Of `count` of the texts in a file the first half of the words, to go on from; of all where there are fewer.
+
+    As a turn of a chat they would ask a model that was tuned for a task for nothing, and it would say so in a token.
+    """
     found = list(records.read(path))
     if not found:
         raise SystemExit(f"{path}: no passages, expected at least one to send: raise general.passages")
     drawn = random.Random(seed).sample(found, min(count, len(found)))
-    return [[{"role": "user", "content": row["text"]}] for row in drawn]
+    texts = [row["text"].split(" ") for row in drawn]
+    return [" ".join(words[: (len(words) + 1) // 2]) for words in texts]
 
 
 def run(

@@ -7,7 +7,7 @@ the whole answer in which nothing is drafted. Its gap is the log-probability of 
 the greedy choice. An answer is lossless where no gap is wider than a tie.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,18 +24,21 @@ class Answer:
     tokens: list[int]
 
 
-def held(url: str, model: str, sets: Mapping[str, list[Chat]], max_tokens: int, tie: float) -> dict[str, float]:
-    """`lossless` (1 or 0) of greedy answers to all chats of `sets`, the widest gap, and how many of all tokens were ties: not the
-    likeliest, and as good as it. With `<set>_…`, what the draft was worth in the answers to each: unlike those of a load of fixed
-    length, they end where the model ends them, and do not go on in circles that any draft foresees."""
+def held(
+    url: str, model: str, sets: Mapping[str, Sequence[Chat | str]], max_tokens: int, tie: float
+) -> dict[str, float]:
+    """`lossless` (1 or 0) of greedy answers to all chats, and to all texts to go on from, of `sets`, the widest gap, and how many
+    of all tokens were ties: not the likeliest, and as good as it. With `<set>_…`, what the draft was worth in the answers to each:
+    unlike those of a load of fixed length, they end where the model ends them, and do not go on in circles that any draft foresees.
+    """
     import httpx
 
     answers: list[Answer] = []
     worth: dict[str, float] = {}
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client, ThreadPoolExecutor(AT_ONCE) as pool:
-        for name, chats in sets.items():
+        for name, prompts in sets.items():
             before = scrape.read(url)
-            answers += pool.map(lambda chat: greedy(client, model, chat, max_tokens), chats)
+            answers += pool.map(lambda prompt: greedy(client, model, prompt, max_tokens), prompts)
             gained = scrape.speculation(scrape.read(url).since(before))
             worth |= {f"{name}_{key}": value for key, value in gained.items()}
         found = list(pool.map(lambda answer: gaps(client, model, answer), answers))
@@ -64,9 +67,12 @@ def require(found: dict[str, float], tie: float, place: str) -> None:
         )
 
 
-def greedy(client: Any, model: str, chat: Chat, max_tokens: int) -> Answer:
-    asked = {"model": model, "messages": chat, "temperature": 0, "max_tokens": max_tokens, "return_token_ids": True}
-    reply = answered(client, "/v1/chat/completions", asked)
+def greedy(client: Any, model: str, prompt: Chat | str, max_tokens: int) -> Answer:
+    asked = {"model": model, "temperature": 0, "max_tokens": max_tokens, "return_token_ids": True}
+    if isinstance(prompt, str):
+        (choice,) = answered(client, "/v1/completions", asked | {"prompt": prompt})["choices"]
+        return Answer(choice["prompt_token_ids"], choice["token_ids"])
+    reply = answered(client, "/v1/chat/completions", asked | {"messages": prompt})
     return Answer(reply["prompt_token_ids"], reply["choices"][0]["token_ids"])
 
 

@@ -14,6 +14,7 @@ from temper import comparisons, cost, evaluation_matrix, figures, forgetting, ga
 from temper.comparisons import Verdict
 from temper.cost import Cost
 from temper.evaluation_matrix import Asked, Matrix
+from temper.recipe import FORMATS
 from temper.recipe import MODELS as METHODS
 from temper.records import Row
 from temper.results import Results
@@ -60,14 +61,15 @@ def card(
     matrix: Matrix,
     openness: dict[str, Any],
     gated: gate.Values,
+    runs: Mapping[str, Row],
     hashes: Mapping[str, str],
     devices: int,
 ) -> str:
     """The model card: Markdown with the front matter that the Hugging Face Hub parses; `openness` is reports/mof.yml, `gated`
-    reports/gate.json, `hashes` are SHA-256 by path, `devices` how many trained."""
+    reports/gate.json, `runs` data/evaluate/<variant>.yaml by variant, `hashes` are SHA-256 by path, `devices` how many trained."""
     more: dict[str, Any] = {"trail": trail(results), "openness": openness, "gated": gated, "checks": gate.table(gated)}
     more |= {"speeds": speeds(results, costs), "apis": apis(results, costs), "costs": costs}
-    more |= {"spent": spent(results, costs, devices), "hashes": hashes}
+    more |= {"spent": spent(results, costs, devices), "hashes": hashes, "asked": asked(runs)}
     release = results.stages["bench/bf16"]
     more |= {"tokens": (cost.prompt_tokens(release), cost.answer_tokens(release))}
     return _render("model-card.md.j2", results, cfg, matrix, **more)
@@ -80,10 +82,11 @@ def report(
     openness: dict[str, Any],
     answers: dict[str, list[Row]],
     likelihoods: dict[str, list[Row]],
+    runs: Mapping[str, Row],
     graph: str,
 ) -> str:
     """One self-contained HTML page; `answers` and `likelihoods` hold the rows of data/evaluate/<variant>.jsonl and
-    <variant>-likelihoods.jsonl by variant, `graph` an SVG."""
+    <variant>-likelihoods.jsonl by variant, `runs` <variant>.yaml, `graph` an SVG."""
     charts = {
         "scores": figures.scores(
             {
@@ -107,7 +110,7 @@ def report(
         "samples": side_by_side(answers),
         "trail": trail(results),
     }
-    shown |= {"curves": curves, "peak": peak(results)}
+    shown |= {"curves": curves, "peak": peak(results), "asked": asked(runs)}
     texts = [(label, likelihood(results, task, likelihoods)) for task, label in TEXTS]
     page = _render(
         "report.html.j2", results, cfg, matrix, tiles=_tiles(results), texts=texts, openness=openness, **shown
@@ -119,6 +122,21 @@ def percent(interval: tuple[float, float, float]) -> str:
     """`31.2% (25.0–38.1)` from shares in 0..1."""
     value, low, high = (100 * part for part in interval)
     return f"{value:.1f}% ({low:.1f}–{high:.1f})"
+
+
+def asked(runs: Mapping[str, Row]) -> str:
+    """`lm-eval 0.4.13: base, sft by vllm 0.32.0 in float32, …`: by what each variant was scored, as data/evaluate/<variant>.yaml,
+    here by variant, has it."""
+    by: dict[tuple[str, str], list[str]] = {}
+    for variant, run in runs.items():
+        dtype = run["engine"].get("dtype")
+        by.setdefault((run["harness"], run["backend"] + (f" in {dtype}" if dtype else "")), []).append(variant)
+    found = ", ".join(f"{', '.join(of)} by {backend}" for (_, backend), of in by.items())
+    harness = ", ".join(dict.fromkeys(harness for harness, _ in by))
+    last = list(runs.values())[-1]
+    tasks = ", ".join(f"{task['task']} {task['metadata']['version']:g}" for task in last["tasks"])
+    template = f"chat template sha256 {last['chat_template_sha256'][:12]}"
+    return f"{harness}: {found}; tasks {tasks}; {template}; all of it in data/evaluate/<variant>.yaml"
 
 
 def verdicts(matrix: Matrix, pairs: list[tuple[str, str]]) -> list[tuple[str, list[Verdict | None]]]:
@@ -226,7 +244,7 @@ def _interval(values: dict[str, Any], key: str) -> tuple[float, float, float]:
 
 def name_of(model: str) -> str:
     """`sft` as readers know it: SFT."""
-    return model.upper() if model in METHODS else model
+    return model.upper() if model in (*METHODS, *FORMATS) else model
 
 
 def trail(results: Results) -> str:
@@ -294,7 +312,9 @@ def drafting(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def gain(values: dict[str, Any], prefix: str) -> str:
-    """`1.62 (1.74: 0.43, 0.21, 0.10)`: tokens a step; of steps with a draft, and its acceptance by position."""
+    """`1.62 (1.74: 0.43, 0.21, 0.10)`: tokens a step; of steps with a draft, and its acceptance by place."""
+    if not values[f"{prefix}drafts"]:
+        return f"{values[f'{prefix}{speculation.STEPS}']:.2f} (no draft was made)"
     by_place: list[str] = []
     while (key := f"{prefix}acceptance_at_{len(by_place)}") in values:
         by_place.append(f"{values[key]:.2f}")
@@ -303,14 +323,20 @@ def gain(values: dict[str, Any], prefix: str) -> str:
 
 
 def beaten(results: Results) -> str:
-    """`eagle3 yields more tokens a step on the domain than n-gram lookup, which needs no training.`; empty without both."""
+    """`eagle3 yields more tokens a step on the domain than n-gram lookup, which needs no training, and serves 0.87× as fast at 1.`;
+    empty without both."""
     reports = drafting(results)
     if speculation.NGRAM not in reports:
         return ""
     baseline = reports.pop(speculation.NGRAM)
-    words = {name: "more" if speculation.beats(one, baseline) else "no more" for name, one in reports.items()}
-    told = "yields {} tokens a step on the domain than n-gram lookup, which needs no training."
-    return " ".join(f"{name} {told.format(word)}" for name, word in words.items())
+    lines = []
+    for name, report in reports.items():
+        more = "more" if speculation.beats(report, baseline) else "no more"
+        pairs = speculation.verdicts(speculation.speeds(baseline), speculation.speeds(report))
+        fast = ", ".join(f"{pair.speedup:.2f}× as fast at {pair.concurrency}" for pair in pairs)
+        told = f"{name} yields {more} tokens a step on the domain than n-gram lookup, which needs no training, and serves {fast}."
+        lines.append(told)
+    return " ".join(lines)
 
 
 def categories(results: Results) -> list[tuple[str, int, list[str]]]:
@@ -395,8 +421,9 @@ def points(results: Results, places: dict[str, float]) -> list[figures.Point]:
 
 
 def quality(results: Results, name: str) -> tuple[tuple[float, float, float], bool] | None:
-    """Exact answers with their interval, and whether it is released: of a quant as many as it keeps of the release's, None where
-    that could not be judged; what else is served, such as with a draft model, answers as the release does."""
+    """Exact answers with their interval, and whether it is released: of a quant what `evaluate` measured, where it was asked, else
+    as many as it keeps of the release's, None where that could not be judged; what else is served, such as with a draft model,
+    answers as the release does."""
     whole = results.interval(results.recipe.release, "exact")
     kept = results.stages.get(f"retention/{name}")
     if kept is None:
@@ -404,7 +431,8 @@ def quality(results: Results, name: str) -> tuple[tuple[float, float, float], bo
     if "exact_kept" not in kept:
         return None
     value, low, high = (min(1.0, part * kept["exact_kept"]) for part in whole)
-    return (value, low, high), bool(kept["released"])
+    measured = results.interval(name, "exact") if name in results.variants else (value, low, high)
+    return measured, bool(kept["released"])
 
 
 def costs(results: Results) -> dict[str, float]:
@@ -487,6 +515,7 @@ def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: A
         "about": about(cfg),
         "parameters": parameters(results),
         "percent": percent,
+        "withheld": results.withheld(),
         "quants": quants(results),
         "drafted": drafted(results),
         "beaten": beaten(results),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ class Piped:
         self.greeting: Row = {}
 
     def __enter__(self) -> Self:
-        self._said = tempfile.TemporaryFile("w+")
+        self._said = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
@@ -58,13 +59,17 @@ class Piped:
     def _read(self) -> Row:
         assert self._process.stdout
         line = self._process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):
             status = self._process.wait()
             self._said.seek(0)
             last = " / ".join(self._said.read().strip().splitlines()[-LAST_LINES:])
-            raise SystemExit(f"{self._command[2]} ended (status {status}): {last}")
+            raise SystemExit(f"{self._command[2]} ended (status {status}{killed(status)}): {last}")
         found: Row = json.loads(line)
         return found
+
+
+def killed(status: int) -> str:
+    return ", by the system where memory ran out" if status == -signal.SIGKILL else ""
 
 
 def serve(begin: Callable[[], tuple[Row, Callable[[Row], Row]]]) -> None:

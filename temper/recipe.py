@@ -119,8 +119,8 @@ def _together(recipe: Recipe) -> Iterator[tuple[bool, str]]:
         not is_draft,
         f"recipe.draft is {recipe.draft}, expected one of {', '.join(DRAFTS)}, or []: correct conf/recipe",
     )
-    strays = [name for name in recipe.judged if name not in recipe.variants[1:]]
-    of = "expected of recipe.variants, but for the first: correct conf/recipe"
+    strays = [name for name in recipe.judged if name not in recipe.variants[1:] or name in recipe.formats]
+    of = "expected of recipe.variants, but for the first and for quants: correct conf/recipe"
     yield bool(strays), f"recipe.judged names '{next(iter(strays), '')}', {of}"
     strays = [name for name in recipe.scored if name not in SCORED or not getattr(recipe, name)]
     of = f"expected {' or '.join(SCORED)}, and that this recipe makes it: correct conf/recipe"
@@ -132,6 +132,10 @@ def _together(recipe: Recipe) -> Iterator[tuple[bool, str]]:
     is_in = bool(recipe.variants) and recipe.release in recipe.variants
     yield not is_in, f"recipe.release is {recipe.release}, which recipe.variants lacks: correct conf/recipe"
     first = next(iter(recipe.variants), "")
+    yield (
+        first in recipe.formats,
+        f"recipe.variants begins with {first}, a quant, which others are not held against: correct conf/recipe",
+    )
     lacking = {first: "the others are held against", recipe.release: "the gate and the card ask of"}
     for name, why in lacking.items():
         yield name not in recipe.safety, f"recipe.safety lacks {name}, which {why}: correct conf/recipe"

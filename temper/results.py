@@ -26,7 +26,7 @@ class Results:
 
     @property
     def variants(self) -> list[str]:
-        """What was evaluated, the release last."""
+        """What was evaluated, in the recipe's order."""
         return self.recipe.variants
 
     def trainings(self) -> dict[str, tuple[Values, Values]]:

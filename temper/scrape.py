@@ -85,7 +85,8 @@ def queue(during: Scrape) -> dict[str, float]:
 
 
 def speculation(during: Scrape) -> dict[str, float]:
-    """What drafts were worth; nothing of a server that does not speculate, which has no such series.
+    """What drafts were worth; nothing of a server that does not speculate, which has no such series, and no
+    acceptance where nothing was drafted.
 
     acceptance is the share of drafted tokens that the model accepted, acceptance_at_<i> the share of drafts of which position i,
     from 0, and all before it were. acceptance_length is 1 + accepted tokens / drafts, vLLM's definition: tokens of a step that had
@@ -94,14 +95,11 @@ def speculation(during: Scrape) -> dict[str, float]:
     """
     if not any(name == DRAFTS for name, _ in during.samples):
         return {}
-    accepted, generated = during.total(ACCEPTED), during.total(GENERATED)
-    drafts = max(during.total(DRAFTS), 1.0)
-    found = {
-        "drafts": during.total(DRAFTS),
-        "acceptance": accepted / max(during.total(DRAFTED), 1.0),
-        "acceptance_length": 1 + accepted / drafts,
-        "tokens_per_step": max(generated, 1.0) / max(generated - accepted, 1.0),
-    }
+    accepted, generated, drafts = (during.total(name) for name in (ACCEPTED, GENERATED, DRAFTS))
+    found = {"drafts": drafts, "tokens_per_step": max(generated, 1.0) / max(generated - accepted, 1.0)}
+    if not drafts:
+        return found
+    found |= {"acceptance": accepted / max(during.total(DRAFTED), 1.0), "acceptance_length": 1 + accepted / drafts}
     places = during.by(BY_POSITION, "position")
     return found | {f"acceptance_at_{place}": places[place] / drafts for place in sorted(places, key=int)}
 

@@ -33,7 +33,7 @@ class Speculation:
     checked: int
     """Test rows whose answers are held against the model's own choices."""
     generic: int
-    """Passages of general text, likewise."""
+    """Passages of general text, continued from their first half, likewise."""
     max_tokens: int
     """Of such an answer, which ends where the model ends it."""
     tie: float
@@ -87,11 +87,12 @@ def dotted(config: Mapping[str, Any]) -> list[str]:
 
 
 def contrast(found: Mapping[str, float]) -> dict[str, float]:
-    """`gap_<figure>`: how much more a draft gains on the domain than on general text, in each figure."""
+    """`gap_<figure>`: how much more a draft gains on the domain than on general text, in each figure that both have."""
     names = [
         key.removeprefix(f"{DOMAIN}_") for key in found if key.startswith(f"{DOMAIN}_") and not key.endswith("drafts")
     ]
-    return {f"gap_{name}": found[f"{DOMAIN}_{name}"] - found[f"{GENERIC}_{name}"] for name in names}
+    both = [name for name in names if f"{GENERIC}_{name}" in found]
+    return {f"gap_{name}": found[f"{DOMAIN}_{name}"] - found[f"{GENERIC}_{name}"] for name in both}
 
 
 def beats(report: Mapping[str, float], baseline: Mapping[str, float]) -> bool:

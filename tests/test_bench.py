@@ -80,15 +80,15 @@ def test_requests_hold_no_answer_and_repeat_only_when_all_were_used() -> None:
     assert chats == load.prompts(ROWS, 7, seed=1)
 
 
-def test_general_text_is_what_somebody_says(tmp_path: Path) -> None:
-    records.write(tmp_path / "general.jsonl", [{"id": name, "text": f"Passage {name}."} for name in "abc"])
-    found = load.passages(tmp_path / "general.jsonl", 2, seed=1)
-    assert len(found) == 2 and found == load.passages(tmp_path / "general.jsonl", 2, seed=1)
-    every = load.passages(tmp_path / "general.jsonl", 9, seed=1)
-    assert sorted(chat[0]["content"] for chat in every) == ["Passage a.", "Passage b.", "Passage c."]
+def test_general_text_is_gone_on_with_from_its_half(tmp_path: Path) -> None:
+    records.write(tmp_path / "general.jsonl", [{"id": name, "text": f"Passage {name} goes on."} for name in "abc"])
+    found = load.beginnings(tmp_path / "general.jsonl", 2, seed=1)
+    assert len(found) == 2 and found == load.beginnings(tmp_path / "general.jsonl", 2, seed=1)
+    every = load.beginnings(tmp_path / "general.jsonl", 9, seed=1)
+    assert sorted(every) == ["Passage a", "Passage b", "Passage c"]
     records.write(tmp_path / "general.jsonl", [])
     with pytest.raises(SystemExit, match=r"general\.jsonl: no passages, .*general\.passages$"):
-        load.passages(tmp_path / "general.jsonl", 2, seed=1)
+        load.beginnings(tmp_path / "general.jsonl", 2, seed=1)
 
 
 def test_a_gpu_wants_vllm_for_gpus_before_a_row_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,14 @@ COSTS = Cost(
     0.03,
     Power(250.0, "https://example.org/power"),
 )
+RUN: dict[str, Any] = {
+    "harness": "lm-eval 0.4.9",
+    "backend": "vllm 1.0",
+    "engine": {"dtype": "float32"},
+    "chat_template_sha256": "ef" * 32,
+    "tasks": [{"task": "call", "metadata": {"version": 1.0}}],
+}
+RUNS = {"base": RUN, "sft": RUN, "dpo": RUN | {"engine": {"dtype": "bfloat16"}}}
 HASHES = {"data/mix/train.jsonl": "ab" * 32, "models/dpo": "cd" * 32}
 
 
@@ -104,7 +112,7 @@ def results() -> Results:
         "requests_per_second": 1.5,
         "prompt_tokens": 320.0,
         "ttft_p50_ms": 31.0,
-        "ttft_p99_ms": 41.0,
+        "ttft_p90_ms": 41.0,
         "itl_p50_ms": 20.5,
         "itl_p99_ms": 29.5,
     }
@@ -126,7 +134,9 @@ def results() -> Results:
 
 def drafting(steps: float, shares: tuple[float, ...]) -> dict[str, float]:
     """What a report of `bench` says more of a variant that drafts."""
-    counted = {"acceptance_length": 1 + sum(shares)} | {f"acceptance_at_{n}": share for n, share in enumerate(shares)}
+    counted = {"drafts": 8.0, "acceptance_length": 1 + sum(shares)} | {
+        f"acceptance_at_{n}": share for n, share in enumerate(shares)
+    }
     domain, generic = ({f"{text}_{name}": value for name, value in counted.items()} for text in ("domain", "generic"))
     gap = {"domain_tokens_per_step": steps, "generic_tokens_per_step": steps - 0.5, "gap_tokens_per_step": 0.5}
     return domain | generic | gap | {"lossless_tokens": 1024, "lossless_ties": 3}
@@ -198,11 +208,11 @@ def openness(card: Card = CARD) -> dict[str, Any]:
 
 
 def carded(results: Results, card: Card = CARD) -> str:
-    return pages.card(results, card, COSTS, matrix(), openness(card), GATED, HASHES, 2)
+    return pages.card(results, card, COSTS, matrix(), openness(card), GATED, RUNS, HASHES, 2)
 
 
 def reported(results: Results, card: Card = CARD) -> str:
-    return pages.report(results, card, matrix(), openness(card), answers(), likelihoods(), GRAPH)
+    return pages.report(results, card, matrix(), openness(card), answers(), likelihoods(), RUNS, GRAPH)
 
 
 def likelihoods() -> dict[str, list[dict[str, Any]]]:
@@ -220,11 +230,14 @@ def test_speculation_is_told_with_what_it_gains_and_where_it_is_off(results: Res
     assert f"<td>ngram</td><td>{'</td><td>'.join(ngram + rest)}</td>" in reported(results)
     results.stages["bench/eagle3"]["c8_tokens_per_second"] = 36.0
     assert "8: 0.75× (off) |" in carded(results)
+    results.stages["bench/eagle3"]["generic_drafts"] = 0.0
+    assert f"| eagle3 | {head[0]} | 1.25 (no draft was made) | +0.50 |" in carded(results)
 
 
 def test_a_head_is_held_against_the_lookup_that_costs_nothing(results: Results) -> None:
     told = "eagle3 yields {} tokens a step on the domain than n-gram lookup"
     assert all(told.format("more") in page for page in (carded(results), reported(results)))
+    assert "which needs no training, and serves 1.00× as fast at 1, 1.00× as fast at 8." in carded(results)
     results.stages["bench/eagle3"]["domain_tokens_per_step"] = 1.25
     assert told.format("no more") in carded(results)
     del results.stages["bench/ngram"]
@@ -463,8 +476,8 @@ def test_own_tasks_benchmarks_choices_and_abstention_have_verdicts_too(results: 
     assert values["dpo_over_base_intent_macro_f1"] == pytest.approx(50 / 55 - 20 / 40)
     assert (values["dpo_over_base_choose_n"], values["dpo_over_base_intent_macro_f1_n"]) == (30, 60)
     for text in (
-        pages.card(results, CARD, COSTS, judged, openness(), GATED, HASHES, 2),
-        pages.report(results, CARD, judged, openness(), answers(), likelihoods(), GRAPH),
+        pages.card(results, CARD, COSTS, judged, openness(), GATED, RUNS, HASHES, 2),
+        pages.report(results, CARD, judged, openness(), answers(), likelihoods(), RUNS, GRAPH),
     ):
         assert "the right tool likeliest among several" in text
         assert "intent_macro_f1" in text
@@ -495,6 +508,7 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
         rows = [one | scored(row, name == "dpo", None) for row in range(9) for one in answers()[name]]
         records.write(f"data/evaluate/{name}.jsonl", rows)
         records.write(f"data/evaluate/{name}-likelihoods.jsonl", likelihoods()[name])
+        Path(f"data/evaluate/{name}.yaml").write_text(yaml.safe_dump(RUNS[name]))
         for part in ("tasks", "benchmarks"):
             records.write(f"data/evaluate/{name}-{part}.jsonl", [])
     for file in ("data/audit/train", "data/mix/preferences", "data/mix/rl", "data/mix/train"):
@@ -525,12 +539,18 @@ def test_the_stage_writes_what_it_says(results: Results, tmp_path: Path, monkeyp
     assert written["assessment"]["class"] == 3  # which asks for no data
 
 
+def test_card_and_page_say_by_what_each_variant_was_scored(results: Results) -> None:
+    told = "lm-eval 0.4.9: base, sft by vllm 1.0 in float32, dpo by vllm 1.0 in bfloat16; tasks call 1; "
+    for text in (carded(results), reported(results)):
+        assert told + "chat template sha256 efefefefefef" in text
+
+
 def test_where_one_model_is_evaluated_nothing_is_compared(results: Results) -> None:
     alone = replace(results, recipe=replace(RECIPE, variants=["base"], release="base"))
     rows = {"base": answers()["base"]}
     texts = [
-        pages.card(alone, CARD, COSTS, {}, openness(), GATED, HASHES, 1),
-        pages.report(alone, CARD, {}, openness(), rows, likelihoods(), GRAPH),
+        pages.card(alone, CARD, COSTS, {}, openness(), GATED, RUNS, HASHES, 1),
+        pages.report(alone, CARD, {}, openness(), rows, likelihoods(), RUNS, GRAPH),
     ]
     assert evaluation_matrix.judged(alone.recipe, {"base": Evaluated(rows["base"])}, [], 0.95, 17) == {}
     assert not any("Compared on the same rows" in text for text in texts)
@@ -604,7 +624,7 @@ def test_each_section_has_a_picture_of_whatever_it_has_to_draw(results: Results)
     drawn |= {"Speed and quality": 2, "Cost": 1}
     assert pictures(reported(results)) == drawn
     bare = replace(results, recipe=replace(RECIPE, formats=[], draft=[]), curves={})
-    page = pages.report(bare, CARD, {}, openness(), answers(), likelihoods(), GRAPH)
+    page = pages.report(bare, CARD, {}, openness(), answers(), likelihoods(), RUNS, GRAPH)
     few = {"Task scores": 1, "Speed and quality": 1}
     assert pictures(page) == {title: few.get(title, count) for title, count in drawn.items() if title != "Training"}
     for variant in ("base", "dpo"):

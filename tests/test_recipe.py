@@ -35,6 +35,8 @@ def test_every_recipe_gives_a_graph_whose_release_is_made_and_evaluated(
 WRONG = {
     "release=grpo": "recipe.release names 'grpo', which this recipe does not make",
     "variants=[base,kto]": "recipe.variants names 'kto'",
+    "variants=[gguf,dpo]": "recipe.variants begins with gguf, a quant",
+    "judged=[gguf]": "recipe.judged names 'gguf'",
     "variants=[base]": "recipe.release is dpo, which recipe.variants lacks",
     "dpo=[kto]": "recipe.dpo names 'kto'",
     "dpo=[dpo]": "recipe.dpo names 'dpo'",

@@ -12,6 +12,7 @@ from tests import chromium
 from tests.chromium import Browser
 from tests.test_pages import (  # noqa: F401  `results` is a fixture
     CARD,
+    RUNS,
     SECTIONS,
     answers,
     likelihoods,
@@ -72,7 +73,7 @@ def report(results: Results, tmp_path: Path) -> Path:  # noqa: F811
     results.stages["bench/eagle3"] = {"c8_tokens_per_second": 61.0}
     file = tmp_path / "report.html"
     picture = graph.picture(graph.stages())
-    page = pages.report(results, CARD, matrix(), openness(), answers(), likelihoods(), picture)
+    page = pages.report(results, CARD, matrix(), openness(), answers(), likelihoods(), RUNS, picture)
     file.write_text(page, encoding="utf-8")
     return file
 
