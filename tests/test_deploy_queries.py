@@ -1,7 +1,6 @@
 """What Prometheus makes of the chart's queries: promtool evaluates them on series as /metrics of the server prints them."""
 
 import re
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from temper import envs, exposition
+from tests import promtool
 from tests.test_deploy import CANARY, Values, helm, merged
 
 RELEASE: Values = {
@@ -72,8 +72,10 @@ def histogram(
 
 def evaluated(tmp_path: Path, expression: str, series: Series, expected: float | None, at: str = "10m") -> None:
     """Exit with promtool's difference unless the expression has the one expected value, or none for None."""
-    if not (tool := shutil.which("promtool")):
-        pytest.skip("promtool is not installed: it comes with Prometheus (Debian's package `prometheus`)")
+    try:
+        tool = promtool.found()
+    except FileNotFoundError as reason:
+        pytest.skip(str(reason))
     samples = [] if expected is None else [{"labels": "{}", "value": expected}]
     case = {
         "interval": "15s",
@@ -83,7 +85,7 @@ def evaluated(tmp_path: Path, expression: str, series: Series, expected: float |
     }
     (tmp_path / "test.yaml").write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": [case]}))
     done = subprocess.run(
-        [tool, "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [str(tool), "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,6 +1,7 @@
 """`make serve` with the real engines on tiny models: what callers get, what is kept, and that nothing of it outlives its end."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ import pytest
 from commands import serve
 from commands.compose import composed
 from temper import drafting, metrics, records, request_log, serving
+from tests.test_deploy_queries import NEW, OLD, evaluated, query
 from tests.test_server import MODEL
 
 KEY = {"authorization": "Bearer sesame"}
@@ -83,9 +85,11 @@ class Server:
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
+    def metrics(self) -> str:
+        return httpx.get(f"{self.url}/metrics", trust_env=False).text
+
     def series(self) -> dict[str, float]:
-        text = httpx.get(f"{self.url}/metrics", trust_env=False).text
-        pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        pairs = (line.rsplit(" ", 1) for line in self.metrics().splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 
     def records(self, count: int) -> list[dict[str, Any]]:
@@ -272,6 +276,43 @@ def test_a_caller_who_leaves_frees_the_engine(server: Server) -> None:
     assert now["temper_requests_active"] == 0
     running = [value for name, value in now.items() if name.startswith("vllm:num_requests_running")]
     assert not any(running)
+
+
+@pytest.mark.engine
+def test_prometheus_reads_in_the_server_s_own_series_what_the_chart_asks(server: Server, tmp_path: Path) -> None:
+    scraped = [server.metrics()]
+    with server.client() as client:
+        for blocked in (0, 10):  # of 40: by the release before, then by the canary
+            for number in range(40):
+                text = f"Tell me {BLOCKED}." if number < blocked else "Hi"
+                client.post("/v1/chat/completions", json=chat(text, max_tokens=2))
+            scraped.append(server.metrics())
+    old, new = (risen(scraped[place], scraped[place + 1], side) for place, side in ((0, OLD), (1, NEW)))
+    asked = {"error-rate": ("{}", 0.0), "guard-rate": ("{}", 0.25), "p99": ("({}) > bool 0", 1.0)}
+    if "vllm:" in scraped[0]:
+        for name, (form, value) in asked.items():
+            evaluated(tmp_path, form.format(query("AnalysisTemplate", name)), old | new, value)
+        for name, form in (("waiting", "({}) == bool 0"), ("wait", "({}) < bool 0.5"), ("busy", "({}) > bool 0")):
+            evaluated(tmp_path, form.format(query("ScaledObject", name)), old | new, 1.0)
+    else:
+        evaluated(tmp_path, query("AnalysisTemplate", "guard-rate"), old | new, 0.25)
+    assert server.client().get("/health").status_code == 200
+
+
+def risen(before: str, after: str, side: str) -> dict[str, str]:
+    """Series of the chart's metrics as Prometheus stores them from two scrapes of a pod, the second after six minutes."""
+    first, last = samples(before), samples(after)
+    return {
+        f'{name}{{{labels},namespace="llm",job="temper-pods",pod="{side}",rollouts_pod_template_hash="{side}"}}': (
+            f"{first.get((name, labels), 0.0):g}x25 {value:g}x20"
+        )
+        for (name, labels), value in last.items()
+    }
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    found = re.findall(r"^((?:vllm:|temper_)\w+)\{(.+)\} (\S+)$", text, re.MULTILINE)
+    return {(name, labels): float(value) for name, labels, value in found if math.isfinite(float(value))}
 
 
 @pytest.mark.engine
