@@ -229,4 +229,6 @@ def _picture(width: float, height: float) -> Iterator[Picture]:
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    """Above the axes, where it covers nothing that is drawn."""
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 4}
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8, columnspacing=1.2, **place)
