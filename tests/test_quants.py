@@ -297,7 +297,7 @@ def test_importance_is_the_mean_square_of_inputs_and_llama_cpp_goes_by_it(made: 
     assert found["ratio"] < 0.5, "what matters is rounded better than without"
 
 
-@pytest.mark.parametrize(("name", "engine"), [("gptq", "vllm"), ("gguf", "llama-cpp-python")])
+@pytest.mark.parametrize(("name", "engine"), [("gptq", "vllm"), ("awq", "vllm"), ("gguf", "llama-cpp-python")])
 def test_the_harness_scores_a_quant_by_the_engine_that_serves_it(made: Path, name: str, engine: str) -> None:
     records.write(made / "data/mix/golden.jsonl", map(chat, range(60, 62)))
     records.write(made / "data/general.jsonl", [{"id": "1", "text": "A quiet text of its own."}])
