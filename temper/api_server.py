@@ -17,9 +17,8 @@ def _be_starter() -> None:
 
 # A spawned worker imports the main module of its parent, under the second name, before it works.
 if __name__ in ("__main__", "__mp_main__"):
-    stage.die_with_parent(int(os.environ[STARTER]) if __name__ == "__mp_main__" else None)
+    stage.bind_to_parent(int(os.environ[STARTER]) if __name__ == "__mp_main__" else None)
     _be_starter()
-    os.register_at_fork(after_in_child=stage.die_with_parent)
     os.register_at_fork(after_in_child=_be_starter)
 
 if __name__ == "__main__":

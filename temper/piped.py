@@ -21,18 +21,13 @@ class Piped:
 
     def __init__(self, env: str, module: str, *arguments: str) -> None:
         self._command = [str(envs.python(env)), "-m", module, *arguments]
-        self.greeting: Row = {}
+        self._greeting: Row | None = None
 
     def __enter__(self) -> Self:
         self._said = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
-        try:
-            self.greeting = self._read()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
         return self
 
     def __exit__(
@@ -46,8 +41,16 @@ class Piped:
         """Itself: lm_eval copies a task's settings with the function that scores it, and there is one process."""
         return self
 
+    @property
+    def greeting(self) -> Row:
+        """Waited for when it is first asked for, so that what starts the process may load meanwhile too."""
+        if self._greeting is None:
+            self._greeting = self._read()
+        return self._greeting
+
     def ask(self, asked: Row) -> Row:
         """The answer; exits with the last words of a process that has ended."""
+        assert self.greeting is not None
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(asked) + "\n")

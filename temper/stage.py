@@ -44,9 +44,9 @@ def measured(**values: float) -> None:
         metrics.write(OF_WORKERS, _measured)
 
 
-def bind_to_parent() -> None:
+def bind_to_parent(parent: int | None = None) -> None:
     """End with the parent, and with this process whatever it forks: datasets' and Datatrove's workers would go on without it."""
-    die_with_parent()
+    die_with_parent(parent)
     os.register_at_fork(before=_remember_forker, after_in_child=lambda: die_with_parent(_forker[0]))
 
 

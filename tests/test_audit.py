@@ -422,5 +422,5 @@ def test_axolotl_and_vllm_agree_on_a_sound_template_alone(tmp_path: Path, templa
 def test_a_model_that_vllm_refuses_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     with rendering.Prompts(tmp_path / "base") as prompts, pytest.raises(SystemExit) as error:
         prompts.of([{"role": "user", "content": "q"}])
-    assert re.search(r"rendered no prompt \(status 1\).*no model: run `make base`", str(error.value))
+    assert re.search(r"temper\.rendering ended \(status 1\).*no model: run `make base`", str(error.value))
     assert "\n" not in str(error.value)

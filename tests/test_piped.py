@@ -45,8 +45,9 @@ def test_it_greets_and_answers_each_line_whatever_libraries_print(doubles: str) 
 
 
 def test_one_that_cannot_begin_says_its_last_words(doubles: str) -> None:
-    with pytest.raises(SystemExit, match=r"^doubles ended \(status 1\): chatter of a library / no room here$"):
-        Piped("main", doubles, "unable").__enter__()
+    said = r"^doubles ended \(status 1\): chatter of a library / no room here$"
+    with Piped("main", doubles, "unable") as piped, pytest.raises(SystemExit, match=said):
+        piped.ask({"number": 1})
 
 
 def test_one_that_is_killed_says_so_at_the_next_question(doubles: str) -> None:
