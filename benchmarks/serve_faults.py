@@ -80,6 +80,7 @@ HELD = (
     "queue_recovered",
     "readers_recovered",
     "connections_healthy",
+    "kill_streams",
     "kill_recovered",
 )
 
@@ -359,9 +360,11 @@ def killed(endpoint: Endpoint, target: Target, ours: Callable[[], Endpoint], cha
         fresh = Target(again.url, target.model, target.limits)
         recovered = asyncio.run(first_answer(fresh, chats[0]))
         seconds = time.monotonic() - killed_at
+    # An answer that had come to its end before the kill is whole indeed.
+    cut = [reply for reply in replies if not ended_itself(reply, target.limits.max_tokens)]
     return {
-        "kill_streams": len(replies),
-        "kill_taken_for_whole": sum(reply.whole for reply in replies),
+        "kill_streams": len(cut),
+        "kill_taken_for_whole": sum(reply.whole for reply in cut),
         "kill_ended_status": ended if ended is not None else "still running",
         "kill_recovered": recovered and ended is not None,
         "kill_recovery_seconds": seconds,
@@ -382,6 +385,11 @@ async def killed_under(target: Target, chats: list[Chat], victim: int) -> tuple[
         os.kill(victim, signal.SIGKILL)
         killed_at = time.monotonic()
         return list(await asyncio.gather(*tasks)), killed_at
+
+
+def ended_itself(reply: Reply, tokens: int) -> bool:
+    """Whether it has as many tokens as it was asked for, without an end of its own."""
+    return reply.whole and reply.answer is not None and len(reply.answer.tokens) == tokens
 
 
 async def first_answer(target: Target, chat: Chat) -> bool:

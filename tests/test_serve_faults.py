@@ -162,7 +162,7 @@ def test_the_stand_in_speaks_http(there: Target) -> None:
 
 @pytest.mark.engine
 def test_vllm_behind_the_gateway_holds(tmp_path: Path) -> None:
-    limits = ["serve.limits.max_tokens=120", "serve.limits.body_seconds=2", "serve.limits.write_seconds=5"]
+    limits = ["serve.limits.max_tokens=1500", "serve.limits.body_seconds=2", "serve.limits.write_seconds=5"]
     overrides = [*vllm(tmp_path), *limits, f"serve.log.folder={tmp_path}/logs"]
     given = argparse.Namespace(minutes=0.1, callers=6, connections=100)
     with serve_start.prepared(overrides) as served:
