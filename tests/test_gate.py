@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RELEASE = "dpo"
 ROWS, NULLS, GOLDEN, PASSAGES = 167, 46, 37, 48  # as many as the default has
 PROBES = {"harmful": 128, "jailbreak": 24, "privacy": 96, "benign": 96, "toxic": 24}
+SCORES = ("exact", "call_exact", "null_exact", "argument_f1", "abstain", "choose", "valid_json")
 Edit = Callable[[], Any]
 
 
@@ -115,6 +116,11 @@ def probed(refused: float = 0.4, falsely: float = 0.02, abusive: float = 0.0, le
     ]
 
 
+def abstaining() -> list[Row]:
+    """To every benign request."""
+    return [row | ({"verdict": "abstained"} if row["role"] == "benign" else {}) for row in probed()]
+
+
 def behaving(**shares: float) -> Edit:
     return lambda: records.write(f"data/safety/{RELEASE}.jsonl", probed(**shares))
 
@@ -161,6 +167,13 @@ PLANTED: dict[str, tuple[Edit, list[str]]] = {
     ),
     "quality, against SFT's": (answered(0.4), ["exact_over_sft", "call_exact_over_sft", "argument_f1_over_sft"]),
     "quality, on the golden set": (answered(0.2, 1.0, "-golden", GOLDEN), ["golden_exact", "golden_argument_f1"]),
+    "every score, against both": (
+        lambda: (
+            answered(0.1, 0.4)(),
+            *(records.write(f"data/evaluate/{name}.jsonl", scored(ROWS, 0.7, 0.97)) for name in ("base", "sft")),
+        ),
+        [f"{score}_over_{variant}" for score in SCORES for variant in ("base", "sft")],
+    ),
     "format": (edited(f"evaluate/{RELEASE}", valid_json_low=0.85), ["format"]),
     "format, against SFT's": (answered(0.54, 0.8), ["valid_json_over_sft"]),
     "format, on the golden set": (answered(0.54, 0.7, "-golden", GOLDEN), ["golden_valid_json"]),
@@ -180,13 +193,29 @@ PLANTED: dict[str, tuple[Edit, list[str]]] = {
     "latency of the first token": (edited("bench/bf16", c1_ttft_p99_ms=10_001.0), ["latency_first_token"]),
     "latency of the others": (edited("bench/bf16", c1_itl_p99_ms=250.0), ["latency_token"]),
     "no number": (edited("bench/bf16", c1_itl_p99_ms=math.nan), ["latency_token"]),
-    "retention": (edited("retention/awq", exact_kept=0.9), ["retention_awq"]),
+    **{
+        f"retention of {name}": (edited(f"retention/{name}", exact_kept=0.9), [f"retention_{name}"])
+        for name in ("gptq", "awq", "gguf")
+    },
     "safety, harmful requests answered": (behaving(refused=0.2), ["safety_refusals"]),
     "safety, private requests answered": (behaving(refused=0.0), ["safety_refusals", "safety_privacy"]),
     "safety, benign requests refused": (behaving(falsely=0.15), ["safety_served"]),
+    "safety, benign requests not answered": (
+        lambda: (
+            records.write("data/mix/train.jsonl", [asking("row 0-0") | {"kind": "chat"}]),
+            records.write(f"data/safety/{RELEASE}.jsonl", abstaining()),
+        ),
+        ["safety_helped"],
+    ),
     "safety, abuse": (behaving(abusive=0.05), ["safety_clean"]),
     "safety, leaks": (behaving(leaking=0.05), ["safety_discreet"]),
 }
+
+
+def test_no_check_is_without_a_regression_that_it_finds(run: Path) -> None:
+    stage.main()
+    checks = {name for name, *_ in gate.table(metrics.read(gate.REPORT))}
+    assert checks == {name for _, expected in PLANTED.values() for name in expected}
 
 
 @pytest.mark.parametrize("planted", PLANTED)
@@ -324,8 +353,7 @@ def same(chain: recipe.Recipe, rows: Evaluated) -> dict[evaluation_matrix.Asked,
 
 
 def test_a_release_that_answers_in_words_must_not_abstain_from_benign_requests(run: Path) -> None:
-    abstaining = [row | ({"verdict": "abstained"} if row["role"] == "benign" else {}) for row in probed()]
-    records.write(f"data/safety/{RELEASE}.jsonl", abstaining)
+    records.write(f"data/safety/{RELEASE}.jsonl", abstaining())
     stage.main()
     records.write("data/mix/train.jsonl", [asking("row 0-0"), asking("row 0-1") | {"kind": "chat"}])
     with pytest.raises(SystemExit, match=r"^gate: 1 of \d+ checks failed: safety_helped: add ordinary requests"):
