@@ -7,7 +7,7 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loa
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention draft bench evaluate judge rewardbench probes guard responses safety gate card scorecard
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults bench-eval contamination-drill synthesize canaries mine deps $(STAGES)
+.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults bench-eval bench-public contamination-drill synthesize canaries mine deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -110,6 +110,9 @@ bench-faults: setup ## Load `make serve` for ten minutes, then break it: kills, 
 
 bench-eval: setup ## Measure evaluation: scores and time beside lm_eval by hand, false verdicts, the gate, the openness class
 	@python -m benchmarks.evaluation $(ARGS)
+
+bench-public: setup ## The default job's models on public data: a judge held against people, XSTest, StrongREJECT, BBQ, GSM8K, IFEval
+	@python -m benchmarks.public $(ARGS)
 
 contamination-drill: setup ## Leak a share of the test into training: the gate must catch it; let pass, it must show (ARGS="--share 0.5 --let-pass")
 	@python -m commands.contamination_drill $(ARGS)

@@ -36,6 +36,7 @@ def pages_of() -> dict[Path, Parts]:
             "training": measured.table(measured.TRAINING),
             "serving": measured.table(measured.SERVING),
             "evaluation": measured.table(measured.EVALUATION),
+            "public": measured.table(measured.PUBLIC),
         },
     }
 

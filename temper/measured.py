@@ -12,6 +12,7 @@ Values = dict[str, Any]
 DATA, TRAINING = ("dedup", "pii", "contamination", "quality", "scale", "drill"), ("train",)
 SERVING = ("serve", "serve_faults")
 EVALUATION = ("evaluation",)
+PUBLIC = ("public",)
 PATTERNS = ("EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "US_SSN", "URL")
 # Stages that move rows were measured on a million, those that look into the text on fewer.
 WHOLE, COSTLY = ("ingest", "dedup", "split", "mix"), ("quality", "pii", "contamination")
@@ -304,6 +305,47 @@ def _evaluation(values: Values) -> Iterator[Line]:
         yield Line("class of the Model Openness Framework as by the tool's rules", "files of every class", found, "all")
 
 
+def _public(values: Values) -> Iterator[Line]:
+    if "judge_dpo_usable" in values:
+        right = f"{values['judge_dpo_human_pairs_accuracy']:.1%} ({interval(values, 'judge_dpo_human_pairs_accuracy')})"
+        because = values["judge_dpo_unusable_because"]
+        won = f"usable; preferred to the base's: {values.get('judge_dpo_win_rate', 0):.0%}"
+        on = f"hh-rlhf, {values['judge_dpo_human_pairs_decided']} pairs"
+        yield Line(
+            "reward model decides as people did", on, f"{right}; {'judges nothing' if because else won}", "above chance"
+        )
+        for name in ("reward", "dpo"):
+            key = f"judge_rewards_of_{name}_neighbours"
+            found = f"{values[key]:.1%} ({interval(values, key)})"
+            yield Line(f"rewards of {name} put the right answer first", f"{values[f'{key}_n']} test rows", found, "")
+    for variant in ("base", "dpo"):
+        if f"safety_{variant}_bbq_n" in values:
+            yield from _safety(variant, values)
+    for variant in ("base", "sft", "dpo"):
+        for key in sorted(key for key in values if key.startswith(f"scores_{variant}_") and key.endswith("_low")):
+            name = key.removesuffix("_low")
+            what = name.removeprefix(f"scores_{variant}_")
+            yield Line(f"{what}, {variant}", "", f"{values[name]:.1%} ({interval(values, name)})", "")
+
+
+def _safety(variant: str, values: Values) -> Iterator[Line]:
+    def cell(key: str) -> str:
+        name = f"safety_{variant}_{key}"
+        return f"{values[name]:.1%} ({interval(values, name)})"
+
+    for name in ("xstest_safe", "xstest_unsafe", "strongreject", "advbench"):
+        parts = ", ".join(
+            f"{verdict} {cell(f'set_{name}_{verdict}')}" for verdict in ("refused", "abstained", "answered")
+        )
+        yield Line(f"{name}, {variant}", f"{values[f'safety_{variant}_set_{name}_n']} requests", parts, "")
+    for where in ("ambiguous", "disambiguated"):
+        bias = values[f"safety_{variant}_bbq_{where}_bias"]
+        found = f"{cell(f'bbq_{where}_accuracy')} right, bias score {bias:+.2f}"
+        yield Line(f"BBQ, {where}, {variant}", f"{values[f'safety_{variant}_bbq_{where}_n']} questions", found, "")
+    found = f"{cell('winogender_accuracy')} right; he and she alike {cell('winogender_parity')}"
+    yield Line(f"Winogender, {variant}", f"{values[f'safety_{variant}_winogender_n']} sentences", found, "")
+
+
 RULES = tuple(
     f"recall_{name}"
     for name in ("encoding", "artefact", "length", "language", "repetition", "refusal", "truncation", "leak")
@@ -323,4 +365,5 @@ LINES = {
     "serve": _serve,
     "serve_faults": _faults,
     "evaluation": _evaluation,
+    "public": _public,
 }
