@@ -14,14 +14,14 @@ from typing import Any
 
 import llama_cpp
 
-from temper import gguf
+from temper import llama
 
 BATCH = 512  # llama-bench's n_ubatch
 
 
 def main(path: str, *numbers: str) -> None:
     threads, prompt, generated, depth, repeats = map(int, numbers)
-    with gguf.captured_log():
+    with llama.captured_log():
         model, context = opened(path, threads, prompt + generated + depth)
         tokens = random.Random(0).choices(range(vocabulary(model)), k=prompt + generated + depth)
         measured(context, tokens, prompt, generated, depth)

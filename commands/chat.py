@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from temper import calls, gguf, params, retention
+from temper import calls, llama, params, retention
 
 MODEL = Path("models/gguf/model.gguf")
 CONTEXT = 4096  # tokens of tools, request and answer
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"{MODEL}: no released model yet: run `make repro`, which makes it")
     retention.require_released("gguf")
     tools = read_tools(Path(arguments[0])) if arguments else EXAMPLE
-    model = gguf.load(MODEL, int(params.runtime()["threads"]), CONTEXT)
+    model = llama.load(MODEL, int(params.runtime()["threads"]), CONTEXT)
     if sys.stdin.isatty():
         print(f"{listing(tools)}\n({COMMANDS})")
     for request in requests():
@@ -70,7 +70,7 @@ def answer(model: Any, tools: list[dict[str, Any]], request: str) -> None:
     """Print the answer while it is made; Ctrl-C ends this answer only."""
     messages = [{"role": "system", "content": calls.system_prompt(tools)}, {"role": "user", "content": request}]
     try:
-        for piece in gguf.reply(model, messages, MAX_TOKENS):
+        for piece in llama.reply(model, messages, MAX_TOKENS):
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
         pass

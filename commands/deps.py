@@ -26,7 +26,7 @@ BORROWED = {
     "temper/variants.py": "quantize",
 }
 # Modules that run as processes of their own, by the module that starts them without importing them.
-STARTED = {"temper/variants.py": ("temper/llama_app.py", "temper/llama_worker.py", "temper/gguf.py")}
+STARTED = {"temper/variants.py": ("temper/llama_app.py", "temper/llama_worker.py", "temper/llama.py")}
 
 
 def main(arguments: list[str]) -> None:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from temper import calibration, engines, gguf, gptq, metrics, params, progress, records, retention, stage
+from temper import calibration, engines, gptq, llama, metrics, params, progress, records, retention, stage
 from temper.engines import Engine
 
 TEST = Path("data/mix/test.jsonl")
@@ -61,7 +61,7 @@ def engine(name: str, model: Path, dtype: str, threads: int, context: int) -> En
     """The quant `name`: by llama.cpp where it is a GGUF, else with the weights that vLLM's kernels compute."""
     folder = Path("models", name)
     if name == "gguf":
-        return gguf.Llama(folder / gguf.FILE, threads, context, engines.ends(model))
+        return llama.Llama(folder / llama.FILE, threads, context, engines.ends(model))
     return gptq.load(folder, dtype, threads)
 
 

@@ -1,17 +1,14 @@
-"""GGUF by llama.cpp: conversion from a Hugging Face folder, quantization, what came out of it, and what it says."""
+"""GGUF by llama.cpp: conversion from a Hugging Face folder, quantization, and what came out of it."""
 
 import ctypes
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from temper import calls, engines, importance, model_files, stage
+from temper import calls, engines, importance, llama, model_files, stage
 from temper.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -22,7 +19,6 @@ TYPES = (
     *("Q2_K", "IQ3_S", "IQ3_M", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M"),
     *("Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0", "F16", "BF16"),
 )
-FILE = "model.gguf"
 TOOL = {"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}, "required": ["city"]}}
 # A question of the task: a model tuned for calls may well answer nothing to any other.
 QUESTION = [
@@ -50,7 +46,7 @@ def write(model: Path, target: Path, rows: list[list[int]], cfg: Gguf, threads: 
     check_type(cfg.type)
     target.mkdir(parents=True, exist_ok=True)
     # Inside the out, so that DVC removes it with the rest when a run was cut short.
-    whole, file = target / "bf16.gguf", target / FILE
+    whole, file = target / "bf16.gguf", target / llama.FILE
     try:
         convert(model, whole, cfg.name)
         weighed = tensor_importance(model, whole, rows, threads) if rows else {}
@@ -71,7 +67,7 @@ def check(path: Path, model: Path, threads: int) -> None:
         raise SystemExit(
             f"{path}: its chat template is not {model}/chat_template.jinja: write both again with `make {model.name} quantize`"
         )
-    if not "".join(reply(load(path, threads, context=1024), QUESTION, max_tokens=16)).strip():
+    if not "".join(llama.reply(llama.load(path, threads, context=1024), QUESTION, max_tokens=16)).strip():
         raise SystemExit(f"{path}: loads, but answers nothing: choose a wider quantize.gguf.type")
 
 
@@ -135,7 +131,7 @@ def quantize(source: Path, target: Path, name: str, threads: int, weighed: Impor
     options.nthread = threads
     if weighed:
         options.imatrix = imatrix(weighed)
-    with captured_log() as lines:
+    with llama.captured_log() as lines:
         status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options))
     if status:
         if reason := stage.unwritten("".join(lines)):
@@ -178,76 +174,6 @@ def template(path: Path) -> str:
     return str(field.contents()) if field else ""
 
 
-def load(path: Path, threads: int, context: int, *, all_logits: bool = False) -> Any:
-    """A llama.cpp model with room for `context` tokens, which keeps the logits of all positions or of the last; exits when the
-    file cannot be loaded."""
-    import llama_cpp
-
-    try:
-        return llama_cpp.Llama(
-            str(path),
-            n_ctx=context,
-            n_threads=threads,
-            n_threads_batch=threads,
-            seed=0,
-            logits_all=all_logits,
-            verbose=False,
-        )
-    except ValueError as error:
-        raise SystemExit(f"{path}: llama.cpp cannot load it ({error}): write it again with `make quantize`") from None
-
-
-def reply(model: Any, messages: list[dict[str, str]], max_tokens: int) -> Iterator[str]:
-    """The greedy answer to a chat, piece by piece, by the template inside the file."""
-    chunks = model.create_chat_completion(messages, temperature=0.0, max_tokens=max_tokens, stream=True)
-    for chunk in chunks:
-        yield chunk["choices"][0]["delta"].get("content") or ""
-
-
-class Llama:
-    """A GGUF file as temper.engines.Engine."""
-
-    def __init__(self, path: Path, threads: int, context: int, ends: set[int]) -> None:
-        self.model, self.ends = load(path, threads, context, all_logits=True), ends
-
-    def log_probs(self, ids: list[int], count: int) -> "Tensor":
-        import torch
-
-        self.model.reset()
-        self.model.eval(ids)
-        logits = self.model.scores[len(ids) - 1 - count : len(ids) - 1]
-        return torch.tensor(logits, dtype=torch.float32).log_softmax(-1)
-
-    def answers(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        return [self._answer(prompt, max_tokens) for prompt in prompts]
-
-    def _answer(self, prompt: list[int], max_tokens: int) -> list[int]:
-        self.model.reset()
-        # Temperature 0 is llama.cpp's greedy sampler.
-        made = islice(self.model.generate(prompt, temp=0.0, repeat_penalty=1.0), max_tokens)
-        return list(takewhile(lambda token: token not in self.ends, made))
-
-
 def _layer(module: str) -> int:
     """The number of the layer that a module's name is in: 3 for model.layers.3.mlp.up_proj; 0 outside of layers."""
     return next((int(part) for part in module.split(".") if part.isdigit()), 0)
-
-
-@contextmanager
-def captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's log lines instead of printing them."""
-    import llama_cpp
-    from llama_cpp import _logger
-
-    lines: list[str] = []
-
-    def collect(_level: int, text: bytes, _data: Any) -> None:
-        lines.append(text.decode(errors="replace"))
-
-    # ctypes keeps no reference to a callback: this one must live as long as the block.
-    callback = llama_cpp.llama_log_callback(collect)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    try:
-        yield lines
-    finally:
-        llama_cpp.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))

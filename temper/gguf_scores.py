@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from temper import gguf, piped
+from temper import llama, piped
 from temper.piped import Piped
 from temper.records import Row
 
@@ -43,7 +43,7 @@ def _begin() -> tuple[Row, Callable[[Row], Row]]:
 
     file, threads, length, ends = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    engine = gguf.Llama(Path(file), int(threads), int(length), {int(end) for end in ends.split(",")})
+    engine = llama.Llama(Path(file), int(threads), int(length), {int(end) for end in ends.split(",")})
 
     def answer(asked: Row) -> Row:
         if "prompt" in asked:
@@ -56,7 +56,7 @@ def _begin() -> tuple[Row, Callable[[Row], Row]]:
     return {"version": f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"}, answer
 
 
-def _answer(engine: gguf.Llama, prompt: Tokens, most: int, until: Sequence[str]) -> Tokens:
+def _answer(engine: llama.Llama, prompt: Tokens, most: int, until: Sequence[str]) -> Tokens:
     made: Tokens = []
     engine.model.reset()
     # Temperature 0 is llama.cpp's greedy sampler.

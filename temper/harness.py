@@ -23,7 +23,7 @@ from unittest import mock
 
 import yaml
 
-from temper import benchmark_tasks, calls, engines, gguf, ifeval, prober, records, vllm
+from temper import benchmark_tasks, calls, engines, ifeval, llama, prober, records, vllm
 from temper.benchmark_tasks import Loaded
 from temper.gguf_scores import GgufScores
 from temper.records import Row
@@ -81,7 +81,7 @@ def evaluate(
         tokenizer, folder = vllm.Tokenizer(model), Path(scratch)
         longest = max(written(asked, tokenizer, max_tokens, folder), length if asked.benchmarks else 0)
         tasks = [task for task in definitions(max_tokens) if source(task, folder).stat().st_size]
-        opened = _llama if (model / gguf.FILE).is_file() else _vllm
+        opened = _llama if (model / llama.FILE).is_file() else _vllm
         with opened(model, tokenizer, dtype, longest, seed, runtime) as (backend, engine):
             answered = _run(backend, [local(task, folder) for task in tasks], seed)
             public, versions = _public(backend, asked.benchmarks, tokenizer, folder, seed)
@@ -335,6 +335,6 @@ def _llama(
 
     # lm_eval's vLLM ends an answer at the tokenizer's end too.
     ends = (engines.ends(model) | {tokenizer.wrapped.eos_token_id}) - {None}
-    with GgufScores(model / gguf.FILE, int(runtime["threads"]), length, ends) as scores:
+    with GgufScores(model / llama.FILE, int(runtime["threads"]), length, ends) as scores:
         run = {"backend": scores.greeting["version"], "batch_size": 1, "engine": {"context": length}}
         yield GgufLM(scores, tokenizer.wrapped, length), run

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from temper import gguf, stage
+from temper import llama, stage
 
 Request = dict[str, Any]
 OPTIONS = ("temperature", "top_p", "seed", "stop", "max_tokens", "presence_penalty", "frequency_penalty")
@@ -27,7 +27,7 @@ def main(model: str, threads: str, context: str) -> None:
     # llama.cpp prints to stdout what it has to say: the answers go elsewhere.
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    engine = gguf.load(Path(model), int(threads), int(context))
+    engine = llama.load(Path(model), int(threads), int(context))
     cancelled: set[int] = set()
     count, waiting = Counted(engine, cancelled), queue.Queue[Request | None]()
     threading.Thread(target=_read, args=(waiting, cancelled), daemon=True).start()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from commands import chat
-from temper import calls, gguf, metrics
+from temper import calls, llama, metrics
 
 TOOL = {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}
 
@@ -27,8 +27,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[dict[str
     model.touch()
     monkeypatch.setattr(chat, "MODEL", model)
     monkeypatch.setattr(chat.retention, "require_released", lambda _: None)
-    monkeypatch.setattr(gguf, "load", lambda *_: None)
-    monkeypatch.setattr(gguf, "reply", reply)
+    monkeypatch.setattr(llama, "load", lambda *_: None)
+    monkeypatch.setattr(llama, "reply", reply)
     return seen
 
 

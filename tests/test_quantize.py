@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from commands.compose import composed
 from scripts import quantize
 from scripts import retention as stage
-from temper import calibration, gguf, gptq, params, recipe, records, retention
+from temper import calibration, gguf, gptq, llama, params, recipe, records, retention
 from temper.calibration import Calibration
 
 
@@ -26,8 +26,8 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.mkdir()
     (model / "chat_template.jinja").write_text("{{ messages }}\n")
     monkeypatch.setattr(gguf, "template", lambda _path: "{{ messages }}")
-    monkeypatch.setattr(gguf, "load", lambda *_, **__: None)
-    monkeypatch.setattr(gguf, "reply", lambda *_, **__: iter(["Par", "is"]))
+    monkeypatch.setattr(llama, "load", lambda *_, **__: None)
+    monkeypatch.setattr(llama, "reply", lambda *_, **__: iter(["Par", "is"]))
     return tmp_path / "model.gguf"
 
 
@@ -66,7 +66,7 @@ def test_a_failed_quantization_has_its_own_remedy(
         LLAMA_FTYPE_MOSTLY_Q4_K_M=15,
     )
     monkeypatch.setitem(sys.modules, "llama_cpp", llama)
-    monkeypatch.setattr(gguf, "captured_log", lambda: nullcontext([f"failed to quantize: {said}"]))
+    monkeypatch.setattr(llama, "captured_log", lambda: nullcontext([f"failed to quantize: {said}"]))
     with pytest.raises(SystemExit, match=remedy):
         gguf.quantize(tmp_path / "bf16.gguf", tmp_path / "out.gguf", "Q4_K_M", threads=1, weighed={})
 
@@ -82,7 +82,7 @@ def test_another_chat_template_inside_is_refused(release: Path, monkeypatch: pyt
 
 
 def test_a_release_without_an_answer_is_refused(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf, "reply", lambda *_, **__: iter(["", " "]))
+    monkeypatch.setattr(llama, "reply", lambda *_, **__: iter(["", " "]))
     with pytest.raises(SystemExit, match=r"model\.gguf: loads, but answers nothing"):
         gguf.check(release, release.with_name("dpo"), threads=1)
 

@@ -83,12 +83,12 @@ Path(sys.argv[2]).write_text(json.dumps(rows))
 ENGINE = """
 import json, sys
 from pathlib import Path
-from temper import engines, gguf, gptq
+from temper import engines, gptq, llama
 texts = json.loads(Path("texts.json").read_text())
 name, target = sys.argv[1:]
 folder = Path("models", name)
 if name.startswith("gguf"):
-    engine = gguf.Llama(folder / gguf.FILE, 2, 512, engines.ends(Path("models/dpo")))
+    engine = llama.Llama(folder / llama.FILE, 2, 512, engines.ends(Path("models/dpo")))
 else:
     engine = (engines if name == "dpo" else gptq).load(folder, "float32", 2)
 rows = [row for ids in texts for row in engine.log_probs(ids, len(ids) - 1).tolist()]
