@@ -1,5 +1,6 @@
 """`make serve`, and the bare engine as one would start it by hand with the same flags, on free loopback ports."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 from commands import serve
 from commands.compose import composed
 from commands.serve import Served
-from temper import server
+from temper import api_server, server
 from temper.server import Endpoint
 
 DRAINED = 150.0  # seconds in which answers, and then the log, must have come to their end
@@ -54,4 +55,6 @@ def by_default(served: Served, more: list[str], environment: dict[str, str]) -> 
     command += ["--model", str(served.model), "--served-model-name", served.cfg.name]
     command += ["--gpu-memory-utilization", "0.8"]
     quiet = {name: server.environment(served.runtime)[name] for name in ("VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE")}
+    # Nothing that temper/api_server.py would preload either.
+    quiet |= {api_server.PRELOADED: os.environ.get(api_server.PRELOADED, "")}
     return Endpoint([*command, "--host", server.HOST, "--port", str(port), *more], port, quiet | environment)

@@ -4,11 +4,27 @@ python -m temper.api_server --model FOLDER --port N …     the arguments of `vl
 """
 
 import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 from temper import stage
 
 STARTER = "TEMPER_STARTER"
 """The process that spawns a worker, in the worker's environment: it may be gone by the time the worker asks who its parent is."""
+PRELOADED = "LD_PRELOAD"
+
+
+def intel_openmp(prefix: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """What has vLLM's engine on a CPU run on Intel's OpenMP, where `prefix` has it and nothing else is asked for.
+
+    Its threads wait asleep from the first millisecond on. vLLM takes GNU's, whose waiting threads keep from two cores what the rest
+    of the server needs of them: 1.2 to 1.3 times fewer tokens/s for 1 to 8 callers.
+    """
+    library = prefix / "lib/libiomp5.so"
+    if not library.is_file() or PRELOADED in environment:
+        return {}
+    return {PRELOADED: str(library), "KMP_BLOCKTIME": "1"}
 
 
 def _be_starter() -> None:
@@ -22,6 +38,9 @@ if __name__ in ("__main__", "__mp_main__"):
     os.register_at_fork(after_in_child=_be_starter)
 
 if __name__ == "__main__":
+    # The engine is a process that is spawned, so that what this one has in its environment counts there from the start.
+    os.environ.update(intel_openmp(Path(sys.prefix), os.environ))
+
     from vllm.entrypoints.launchers.api_server.entry import main
 
     main()

@@ -329,6 +329,13 @@ def test_a_reader_who_is_slow_holds_up_nobody(server: Server) -> None:
 
 
 @pytest.mark.engine
+def test_vllm_s_engine_computes_with_intel_s_openmp(server: Server) -> None:
+    """Preloaded: a library that is only there computes nothing."""
+    loaded = [Path(f"/proc/{one.pid}/maps").read_text() for one in server.family()]
+    assert any("libiomp5.so" in maps for maps in loaded) == ("gguf" not in server.line)
+
+
+@pytest.mark.engine
 def test_what_is_kept_names_nobody_and_takes_feedback(server: Server) -> None:
     text = "I am Jane Roe, write to jane.roe@example.org or call 415-555-2671"
     with server.client() as client:
