@@ -85,7 +85,7 @@ def judge(_: argparse.Namespace) -> Values:
 
 def safety(_: argparse.Namespace) -> Values:
     counts = [f"responses.limits.counts.{role}={count}" for role, count in COUNTS.items()]
-    wanted = (*(f"set_{name}_" for name in SETS), "bbq_", "winogender_", "false_refusals")
+    wanted = (*(f"set_{name}_" for name in SETS), "bbq_", "winogender_")
     with ran(["probes=public", *counts], "safety") as reports:
         found = {f"safety_{name}": metrics.read(reports / f"safety/{name}.json") for name in ASKED}
     return flat({name: {key: of[key] for key in of if key.startswith(wanted)} for name, of in found.items()})

@@ -36,7 +36,7 @@ from benchmarks import journal, serve_start
 from benchmarks.train import Contenders, Figures, in_turn, median
 from commands.serve import Served
 from scripts.bench import Bench
-from temper import cost, envs, load, lossless, metrics, params, recipe, variants
+from temper import api_server, cost, envs, load, lossless, metrics, params, recipe, variants
 from temper.server import Endpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -68,6 +68,7 @@ DEVELOPER = {"VLLM_SERVER_DEV_MODE": "1"}  # whose routes empty the prefix cache
 SETTINGS = {
     "default": Setting(),
     "threads": Setting(environment={"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))))}),
+    "intel_openmp": Setting(environment=api_server.intel_openmp(envs.python("serve").parent.parent, {})),
     "eager": Setting(["--enforce-eager"]),
     "cache_1gb": Setting(["--kv-cache-memory-bytes", str(2**30)]),
     "sequences_32": Setting(["--max-num-seqs", "32"]),

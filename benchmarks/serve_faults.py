@@ -361,7 +361,7 @@ def killed(endpoint: Endpoint, target: Target, ours: Callable[[], Endpoint], cha
         recovered = asyncio.run(first_answer(fresh, chats[0]))
         seconds = time.monotonic() - killed_at
     # An answer that had come to its end before the kill is whole indeed.
-    cut = [reply for reply in replies if not ended_itself(reply, target.limits.max_tokens)]
+    cut = [reply for reply in replies if not reached_limit(reply, target.limits.max_tokens)]
     return {
         "kill_streams": len(cut),
         "kill_taken_for_whole": sum(reply.whole for reply in cut),
@@ -387,8 +387,8 @@ async def killed_under(target: Target, chats: list[Chat], victim: int) -> tuple[
         return list(await asyncio.gather(*tasks)), killed_at
 
 
-def ended_itself(reply: Reply, tokens: int) -> bool:
-    """Whether it has as many tokens as it was asked for, without an end of its own."""
+def reached_limit(reply: Reply, tokens: int) -> bool:
+    """Whether it has as many tokens as it was asked for; of an engine that tells no tokens none has."""
     return reply.whole and reply.answer is not None and len(reply.answer.tokens) == tokens
 
 

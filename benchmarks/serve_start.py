@@ -1,6 +1,5 @@
-"""`make serve`, and the bare engine as one would start it by hand with the same flags, on free loopback ports."""
+"""`make serve`, and the bare engine with the same flags, OpenMP and no gateway, on free loopback ports."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +54,7 @@ def by_default(served: Served, more: list[str], environment: dict[str, str]) -> 
     command += ["--model", str(served.model), "--served-model-name", served.cfg.name]
     command += ["--gpu-memory-utilization", "0.8"]
     quiet = {name: server.environment(served.runtime)[name] for name in ("VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE")}
-    # Nothing that temper/api_server.py would preload either.
-    quiet |= {api_server.PRELOADED: os.environ.get(api_server.PRELOADED, "")}
+    # GNU's OpenMP, which vLLM preloads by itself: temper/api_server.py would take Intel's.
+    prefix = Path(command[0]).parent.parent
+    quiet |= {api_server.PRELOADED: str(next(prefix.glob("lib/python3*/site-packages/torch/lib/libgomp*.so*")))}
     return Endpoint([*command, "--host", server.HOST, "--port", str(port), *more], port, quiet | environment)

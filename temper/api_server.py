@@ -13,18 +13,19 @@ from temper import stage
 STARTER = "TEMPER_STARTER"
 """The process that spawns a worker, in the worker's environment: it may be gone by the time the worker asks who its parent is."""
 PRELOADED = "LD_PRELOAD"
+OPENMP = ("libomp", "libgomp", "libiomp")
 
 
 def intel_openmp(prefix: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """What has vLLM's engine on a CPU run on Intel's OpenMP, where `prefix` has it and nothing else is asked for.
+    """What has vLLM's engine on a CPU run on Intel's OpenMP, where `prefix` has it and `environment` preloads no other.
 
-    Its threads wait asleep from the first millisecond on. vLLM takes GNU's, whose waiting threads keep from two cores what the rest
-    of the server needs of them: 1.2 to 1.3 times fewer tokens/s for 1 to 8 callers.
+    vLLM takes GNU's, whose waiting threads keep from two cores what the rest of the server needs of them; Intel's it has sleep
+    after 5 ms. `make bench-serve` measures it (settings, intel_openmp).
     """
-    library = prefix / "lib/libiomp5.so"
-    if not library.is_file() or PRELOADED in environment:
+    library, preloaded = prefix / "lib/libiomp5.so", environment.get(PRELOADED, "")
+    if not library.is_file() or any(name in preloaded for name in OPENMP):
         return {}
-    return {PRELOADED: str(library), "KMP_BLOCKTIME": "1"}
+    return {PRELOADED: ":".join(filter(None, [str(library), preloaded]))}
 
 
 def _be_starter() -> None:

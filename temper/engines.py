@@ -1,4 +1,4 @@
-"""What a model says and how likely it finds text, by whichever engine runs it: transformers here, llama.cpp in temper/gguf.py."""
+"""What a model says and how likely it finds text, by whichever engine runs it: transformers here, llama.cpp in temper/llama.py."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol

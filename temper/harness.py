@@ -266,12 +266,12 @@ def _public(
     versions: list[Row] = []
     needs_verifiers = any(one.task.definition == benchmark_tasks.IFEVAL for one in benchmarks)
     with ifeval.Scorer() if needs_verifiers else nullcontext() as scorer:
+        # Asked first: one that cannot begin is to say so before anything is generated for it.
+        sentences = {"sentences": scorer.sentences} if scorer else {}
         for one in benchmarks:
             parts = benchmark_tasks.definitions(one, folder, prober.begins(tokenizer), scorer)
             found += benchmark_tasks.samples(one, _simple(backend, parts, seed, one.task.chat))
-            verified = (
-                {"sentences": scorer.sentences} if scorer and one.task.definition == benchmark_tasks.IFEVAL else {}
-            )
+            verified = sentences if one.task.definition == benchmark_tasks.IFEVAL else {}
             versions.append(benchmark_tasks.record(one, parts) | verified)
     return found, versions
 

@@ -25,7 +25,7 @@ def load(path: Path, threads: int, context: int, *, all_logits: bool = False) ->
             n_threads=threads,
             n_threads_batch=threads,
             seed=0,
-            flash_attn=True,  # llama.cpp chooses it by itself, its Python package does not
+            flash_attn=True,  # which llama.cpp would choose by itself, and its Python package turns off
             logits_all=all_logits,
             verbose=False,
         )

@@ -309,11 +309,9 @@ def _public(values: Values) -> Iterator[Line]:
     if "judge_dpo_usable" in values:
         right = f"{values['judge_dpo_human_pairs_accuracy']:.1%} ({interval(values, 'judge_dpo_human_pairs_accuracy')})"
         because = values["judge_dpo_unusable_because"]
-        won = f"usable; preferred to the base's: {values.get('judge_dpo_win_rate', 0):.0%}"
+        finds = "judges nothing" if because else f"preferred to the base's: {values['judge_dpo_win_rate']:.0%}"
         on = f"hh-rlhf, {values['judge_dpo_human_pairs_decided']} pairs"
-        yield Line(
-            "reward model decides as people did", on, f"{right}; {'judges nothing' if because else won}", "above chance"
-        )
+        yield Line("reward model decides as people did", on, f"{right}; {finds}", "above chance")
         for name in ("reward", "dpo"):
             key = f"judge_rewards_of_{name}_neighbours"
             found = f"{values[key]:.1%} ({interval(values, key)})"
@@ -325,7 +323,13 @@ def _public(values: Values) -> Iterator[Line]:
         for key in sorted(key for key in values if key.startswith(f"scores_{variant}_") and key.endswith("_low")):
             name = key.removesuffix("_low")
             what = name.removeprefix(f"scores_{variant}_")
-            yield Line(f"{what}, {variant}", "", f"{values[name]:.1%} ({interval(values, name)})", "")
+            items = values.get(f"{name.rpartition('_')[0]}_n", values.get(f"{name}_n"))
+            yield Line(
+                f"{what}, {variant}",
+                f"{items} items" if items else "",
+                f"{values[name]:.1%} ({interval(values, name)})",
+                "",
+            )
 
 
 def _safety(variant: str, values: Values) -> Iterator[Line]:

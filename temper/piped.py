@@ -44,13 +44,11 @@ class Piped:
     @property
     def greeting(self) -> Row:
         """Waited for when it is first asked for, so that what starts the process may load meanwhile too."""
-        if self._greeting is None:
-            self._greeting = self._read()
-        return self._greeting
+        return self._greet()
 
     def ask(self, asked: Row) -> Row:
         """The answer; exits with the last words of a process that has ended."""
-        assert self.greeting is not None
+        self._greet()
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(asked) + "\n")
@@ -58,6 +56,11 @@ class Piped:
         except BrokenPipeError:
             pass  # The empty answer says so.
         return self._read()
+
+    def _greet(self) -> Row:
+        if self._greeting is None:
+            self._greeting = self._read()
+        return self._greeting
 
     def _read(self) -> Row:
         assert self._process.stdout

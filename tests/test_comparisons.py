@@ -11,7 +11,7 @@ from temper import comparisons
 from temper.comparisons import BETTER, NO_DIFFERENCE, WORSE
 from temper.crossed import Scores
 
-ROWS, DRAWS = 167, 200  # as many rows as the default's test split
+ROWS, DRAWS = 167, 200  # about as many rows as a test split on a laptop has
 Draw = Callable[[int], Scores]
 
 

@@ -34,9 +34,8 @@ from temper.records import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASE = "dpo"
-ROWS, NULLS, GOLDEN, PASSAGES = 167, 46, 37, 48  # as many as the default has
+ROWS, NULLS, GOLDEN, PASSAGES = 167, 46, 37, 48  # about as many as a run on a laptop has
 PROBES = {"harmful": 128, "jailbreak": 24, "privacy": 96, "benign": 96, "toxic": 24}
-SCORES = ("exact", "call_exact", "null_exact", "argument_f1", "abstain", "choose", "valid_json")
 Edit = Callable[[], Any]
 
 
@@ -172,7 +171,7 @@ PLANTED: dict[str, tuple[Edit, list[str]]] = {
             answered(0.1, 0.4)(),
             *(records.write(f"data/evaluate/{name}.jsonl", scored(ROWS, 0.7, 0.97)) for name in ("base", "sft")),
         ),
-        [f"{score}_over_{variant}" for score in SCORES for variant in ("base", "sft")],
+        [f"{score}_over_{variant}" for score in evaluation_matrix.MEASURES for variant in ("base", "sft")],
     ),
     "format": (edited(f"evaluate/{RELEASE}", valid_json_low=0.85), ["format"]),
     "format, against SFT's": (answered(0.54, 0.8), ["valid_json_over_sft"]),

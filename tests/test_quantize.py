@@ -60,12 +60,12 @@ def test_a_full_disk_is_not_taken_for_the_architecture(tmp_path: Path, monkeypat
 def test_a_failed_quantization_has_its_own_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, remedy: str
 ) -> None:
-    llama = SimpleNamespace(
+    library = SimpleNamespace(
         llama_model_quantize_default_params=c_int,
         llama_model_quantize=lambda *_: 1,
         LLAMA_FTYPE_MOSTLY_Q4_K_M=15,
     )
-    monkeypatch.setitem(sys.modules, "llama_cpp", llama)
+    monkeypatch.setitem(sys.modules, "llama_cpp", library)
     monkeypatch.setattr(llama, "captured_log", lambda: nullcontext([f"failed to quantize: {said}"]))
     with pytest.raises(SystemExit, match=remedy):
         gguf.quantize(tmp_path / "bf16.gguf", tmp_path / "out.gguf", "Q4_K_M", threads=1, weighed={})

@@ -208,10 +208,12 @@ def test_a_worker_whose_starter_was_gone_before_it_began_ends() -> None:
         assert done.returncode == status
 
 
-def test_intel_s_openmp_is_taken_where_it_is_and_nothing_else_is_asked_for(tmp_path: Path) -> None:
+def test_intel_s_openmp_is_taken_where_it_is_and_no_other_is_preloaded(tmp_path: Path) -> None:
     assert api_server.intel_openmp(tmp_path, {}) == {}
     library = tmp_path / "lib/libiomp5.so"
     library.parent.mkdir()
     library.touch()
-    assert api_server.intel_openmp(tmp_path, {})["LD_PRELOAD"] == str(library)
-    assert api_server.intel_openmp(tmp_path, {"LD_PRELOAD": ""}) == {}
+    assert api_server.intel_openmp(tmp_path, {}) == {"LD_PRELOAD": str(library)}
+    others = {"LD_PRELOAD": "/lib/libjemalloc.so"}
+    assert api_server.intel_openmp(tmp_path, others) == {"LD_PRELOAD": f"{library}:/lib/libjemalloc.so"}
+    assert api_server.intel_openmp(tmp_path, {"LD_PRELOAD": "/torch/lib/libgomp.so.1"}) == {}
