@@ -68,7 +68,7 @@ DEVELOPER = {"VLLM_SERVER_DEV_MODE": "1"}  # whose routes empty the prefix cache
 SETTINGS = {
     "default": Setting(),
     "threads": Setting(environment={"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))))}),
-    "intel_openmp": Setting(environment=api_server.intel_openmp(envs.python("serve").parent.parent, {})),
+    "intel_openmp": Setting(environment=api_server.intel_openmp(envs.path("serve"), {})),
     "eager": Setting(["--enforce-eager"]),
     "cache_1gb": Setting(["--kv-cache-memory-bytes", str(2**30)]),
     "sequences_32": Setting(["--max-num-seqs", "32"]),
