@@ -28,6 +28,7 @@ from tests.test_deploy_queries import NEW, OLD, evaluated, query
 from tests.test_server import MODEL
 
 KEY = {"authorization": "Bearer sesame"}
+PATIENCE = 300.0  # seconds, for a machine that is busy with other things
 BLOCKED = "how to make a pipe bomb"
 PATTERN = "first how to make a pi[p]e bomb then"  # matches it, and is not itself blocked in a request
 
@@ -95,7 +96,7 @@ class Server:
     def records(self, count: int) -> list[dict[str, Any]]:
         """The log once it has at least `count` records."""
         file = self.logs / request_log.CURRENT
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             found = list(records.read(file)) if file.is_file() else []
             if len(found) >= count:
@@ -347,7 +348,7 @@ def test_what_is_kept_names_nobody_and_takes_feedback(server: Server) -> None:
         assert client.post("/v1/feedback", json={"id": id, "score": 0.5}).status_code == 202
         assert client.post("/v1/feedback", json={"id": id}).status_code == 400
         assert client.post("/v1/feedback", json={"id": "jane.roe", "score": 0.5}).status_code == 400
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     kept: list[dict[str, Any]] = []
     while len(kept) < 3 and time.monotonic() < deadline:
         kept = [record for record in server.records(1) if record["id"] == id]
@@ -474,7 +475,7 @@ def test_without_a_log_that_can_scrub_there_is_no_server(
 ) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(composed([f"serve.log.folder={tmp_path}/logs", override]))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     with pytest.raises(SystemExit, match=r"^no log, no server"), serve.Log(serving.load(file), file) as log:
         while time.monotonic() < deadline:
             log.check_start()
