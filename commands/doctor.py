@@ -22,7 +22,7 @@ TOOLS = {
 # Disk in GB and minutes to build on two cores, measured; downloads not counted.
 COST = {"main": (1.1, 0.5), "train": (2.4, 1.0), "quantize": (1.6, 4.0), "serve": (3.8, 1.0), "deploy": (0.4, 0.2)}
 # Of the default job on two cores, measured; no other preset was.
-MINUTES = {"cpu": "60 to 90 min on 2 cores"}
+MINUTES = {"cpu": "70 to 120 min on 2 cores"}
 MARKS = {"ok": "✓", "missing": "✗", "note": "·"}
 
 

@@ -70,7 +70,7 @@ def test_doctor_reads_params_yaml_and_counts_what_is_not_built(monkeypatch: pyte
     monkeypatch.setattr(envs, "is_built", lambda env: env != "serve")
     found = {finding.name: finding for finding in doctor.resources(settings | {"preset": "cpu"})}
     assert f"{runtime['min_disk_gb'] + doctor.COST['serve'][0]:.0f} GB needed" in found["disk"].detail
-    assert all(word in found["time"].detail for word in ("cpu: about 60 to 90 min", "1 min", "to build serve"))
+    assert all(word in found["time"].detail for word in ("cpu: about 70 to 120 min", "1 min", "to build serve"))
     assert all(f"{preset}: not measured" in doctor._time(preset, []) for preset in ("gpu8", "cpu-bf16"))
     assert doctor.composed(composed(["hardware=cpu-bf16"]))["preset"] == "cpu-bf16"
     with pytest.raises(SystemExit, match=r"^params\.yaml: no section 'hardware'.*make params"):
