@@ -68,7 +68,10 @@ def parsed() -> argparse.Namespace:
 
 def data() -> Path:
     """The folder of data sets; exits naming what it lacks."""
-    folder = Path(os.environ.get("TEMPER_TEST_DATA", ""))
+    named = os.environ.get("TEMPER_TEST_DATA")
+    if not named:
+        raise SystemExit("TEMPER_TEST_DATA is not set: name the folder of the public data sets")
+    folder = Path(named)
     if lacking := [name for name in FILES if not (folder / name).is_file()]:
         raise SystemExit(f"TEMPER_TEST_DATA={folder}: no {lacking[0]}: name the folder of the public data sets")
     return folder

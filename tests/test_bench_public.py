@@ -56,6 +56,9 @@ def test_a_folder_without_a_file_is_one_line(tmp_path: Path, monkeypatch: pytest
         SystemExit, match=r"^TEMPER_TEST_DATA=.*: no hh_rlhf/harmless-base\.test\.jsonl\.gz: name the folder"
     ):
         public.data()
+    monkeypatch.delenv("TEMPER_TEST_DATA")
+    with pytest.raises(SystemExit, match=r"^TEMPER_TEST_DATA is not set: name the folder"):
+        public.data()
 
 
 def rate(name: str, right: int, of: int) -> dict[str, Any]:

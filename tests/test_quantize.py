@@ -71,6 +71,13 @@ def test_a_failed_quantization_has_its_own_remedy(
         gguf.quantize(tmp_path / "bf16.gguf", tmp_path / "out.gguf", "Q4_K_M", threads=1, weighed={})
 
 
+def test_llama_cpp_runs_with_the_attention_that_it_would_choose_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=lambda _path, **options: asked.update(options)))
+    llama.load(Path("model.gguf"), threads=3, context=64, all_logits=True)
+    assert (asked["flash_attn"], asked["n_threads"], asked["n_ctx"], asked["logits_all"]) == (True, 3, 64, True)
+
+
 def test_a_release_that_is_whole_passes(release: Path) -> None:
     gguf.check(release, release.with_name("dpo"), threads=1)
 

@@ -132,6 +132,13 @@ def test_a_body_that_is_no_answer_is_none() -> None:
     assert serve_callers.complete(b"<html>")[1] is False
 
 
+@pytest.mark.parametrize(("tokens", "whole", "told"), [(9, True, True), (8, True, False), (9, False, False)])
+def test_only_an_answer_of_all_its_tokens_had_ended_before_the_kill(tokens: int, whole: bool, told: bool) -> None:
+    reply = Reply(200, whole=whole, answer=Answer([1], [7] * tokens))
+    assert serve_faults.reached_limit(reply, 9) == told
+    assert not serve_faults.reached_limit(Reply(200, whole=True), 9)
+
+
 def test_all_of_it_ends_in_one_report_with_what_failed() -> None:
     """The worker killed under open streams too: none looks whole, and the server that is started again answers."""
     given = argparse.Namespace(minutes=0.02, callers=3, connections=20)
