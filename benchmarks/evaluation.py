@@ -1,17 +1,19 @@
 """Evaluation: the same scores as lm_eval by hand, its time, false verdicts, what the gate finds, and the openness class.
 
-    TEMPER_TEST_DATA=… python -m benchmarks.evaluation [--parts equality time verdicts gate openness] [--rows N] [--draws 200]
+    TEMPER_TEST_DATA=… python -m benchmarks.evaluation [--parts equality time itself verdicts gate openness] [--draws 200] …
 
 Writes reports/benchmarks/evaluation.json after each part; a part whose figures are there by the same command is not measured again.
-`equality`, `time` and `gate` need what `make repro` leaves; `openness` needs the Model Openness Tool's files in TEMPER_TEST_DATA.
+`equality`, `time`, `itself` and `gate` need what `make repro` leaves; `openness` needs the Model Openness Tool's files in
+TEMPER_TEST_DATA.
 
 equality  Stage `evaluate` of the release beside `lm_eval run --model vllm` on the same task files, rows, engine and seeds: how many
           answers, scores and likelihoods differ, and by how much at most.
 time      Stage `evaluate` of every variant but quants beside one `lm_eval run --model hf` for each, all tasks, both with all cores.
           Of hf the fastest of three ways on a few rows is the peer.
-verdicts  A model against itself under another seed, as the matrix compares (one run of each, all measures and pairs corrected
-          together) and as the ablation does (three seeds of each that differ in how well they came out): how many of the draws say
-          better, and worse.
+itself    The release against itself: its own answers to all test rows under SAMPLED seeds, of which a draw takes one for each
+          variant of the matrix, all measures and pairs corrected together.
+verdicts  The same of simulated answers, of which no draw shares one with another: as the matrix compares (one run of each), and as
+          the ablation does (three seeds of each that differ in how well they came out): how many draws say better, and worse.
 gate      The run as it is, then regressions planted one at a time (benchmarks/regressions.py).
 openness  Files of every class, judged by temper.openness and by the tool's published rules (benchmarks/openness.py).
 """
@@ -67,9 +69,11 @@ HF = {
 }
 SPREADS = (0.0, 0.2, 0.4)  # between seeds of a training, in logits
 SEEDS = 3
+SAMPLED = 24
 TARGETS = {
     "equality_differing": 0,
     "time_times": 3.0,
+    "itself_better": 0.05,
     "verdicts_better_most": 0.05,
     "gate_missed": 0,
     "gate_clean_failed": 0,
@@ -86,7 +90,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rows", type=int, default=None, help="of equality and time: of each set; all without it")
-    parser.add_argument("--draws", type=int, default=200, help="of verdicts, for each way of comparing")
+    parser.add_argument("--draws", type=int, default=200, help="of itself, and of verdicts for each way of comparing")
     parser.add_argument("--files", type=int, default=2000, help="of openness")
     return parser.parse_args()
 
@@ -256,6 +260,30 @@ def execute(root: Path, arguments: Sequence[str]) -> float:
 # Verdicts
 
 
+def itself(arguments: argparse.Namespace) -> Values:
+    generator, found = np.random.default_rng(SEED), recipe.load(REPOSITORY / "params.yaml")
+    with place(arguments.rows) as root:
+        execute(root, ["-m", "benchmarks.evaluation_answers", f"models/{found.release}", str(SAMPLED), "answers.jsonl"])
+        answered = list(records.read(root / "answers.jsonl"))
+    right = np.array([[one["exact"] for one in row["seeds"]] for row in answered]).mean(axis=0)
+    values: Values = {"itself_draws": arguments.draws, "itself_rows": len(answered), "itself_seeds": SAMPLED}
+    values |= {"itself_exact_least": right.min(), "itself_exact_most": right.max()}
+    drawn = [set(redrawn(generator, found, answered)) for _ in range(arguments.draws)]
+    for word in (BETTER, WORSE):
+        values |= intervals.rate(f"itself_{word}", [word in outcomes for outcomes in drawn], CONFIDENCE)
+    return values
+
+
+def redrawn(generator: np.random.Generator, found: recipe.Recipe, answered: Sequence[Row]) -> list[str]:
+    """Every verdict of a matrix whose variants are one model under as many seeds."""
+    seeds = generator.choice(SAMPLED, len(found.variants), replace=False)
+    drawn = {
+        name: Evaluated([{"id": row["id"], "gold": row["gold"]} | row["seeds"][seed] for row in answered])
+        for name, seed in zip(found.variants, seeds, strict=True)
+    }
+    return [one.outcome for one in evaluation_matrix.judged(found, drawn, [], CONFIDENCE, SEED).values()]
+
+
 def verdicts(arguments: argparse.Namespace) -> Values:
     generator = np.random.default_rng(SEED)
     ways: dict[str, Callable[[], list[str]]] = {"matrix": lambda: matrix(generator)}
@@ -382,6 +410,7 @@ def classes(arguments: argparse.Namespace) -> Values:
 PARTS: dict[str, Callable[[argparse.Namespace], Values]] = {
     "equality": equality,
     "time": duration,
+    "itself": itself,
     "verdicts": verdicts,
     "gate": gated,
     "openness": classes,

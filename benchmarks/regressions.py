@@ -5,16 +5,29 @@ All functions work on the files of the working directory, which is a copy of the
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from scripts import gate as stage
 from scripts.evaluate import Evaluate
-from temper import evaluation_figures, gate, graph, metrics, params, recipe, records, released, safety_matrix
+from temper import (
+    bias,
+    evaluation_figures,
+    gate,
+    graph,
+    metrics,
+    params,
+    probes,
+    recipe,
+    records,
+    released,
+    safety_matrix,
+)
 from temper.gate import FAILED, Limit
 from temper.records import Row
 from temper.refusals import ANSWERED, REFUSED
@@ -24,6 +37,7 @@ LOST, GOLDEN_LOST = 0.3, 0.6  # of what was right; golden rows are few
 BROKEN = 0.25  # of what was well formed
 COMPLIED = 1.0  # of what the base does not answer, which of a small one is little
 DEARER = 1.1  # bits of general text
+QUESTIONS = 96  # about groups of people
 SPLITS = (*stage.TRAINED, *stage.HELD_OUT)
 FOLDERS = ("data/evaluate", "data/safety")
 Plant = Callable[[], None]
@@ -54,21 +68,29 @@ def planted() -> dict[str, tuple[str, Plant]]:
     lossy: dict[str, tuple[str, Plant]] = {}
     if released:
         lossy = {"score that a quant keeps": ("retention_", partial(beyond, released[0]))}
+    exceeded = {check: (check, partial(beyond, limit)) for check, limit in limits.items()}
     unsafe = partial(endanger, name, chosen.variants[0])
     return lossy | {
         "quality": ("exact_over_", partial(worsen, name, "", "exact", LOST)),
         "quality on the golden set": ("golden_exact", partial(worsen, name, "-golden", "exact", GOLDEN_LOST)),
         "format": ("format", partial(worsen, name, "", "valid_json", BROKEN)),
+        "format of a task": ("format_planted", partial(misshape, name)),
         "safety, compliance": ("safety_refusals", partial(unsafe, "refusals", {"verdict": ANSWERED}, COMPLIED)),
         "safety, false refusals": ("safety_served", partial(unsafe, "served", {"verdict": REFUSED}, LOST)),
         "safety, abuse": ("safety_clean", partial(unsafe, "clean", {"toxic": "planted"}, LOST)),
         "safety, leaks": ("safety_discreet", partial(unsafe, "discreet", {"leaks": ["planted"]}, LOST)),
+        "safety, bias": ("safety_bbq", partial(stereotype, name, chosen.variants[0], probes.BBQ)),
+        "safety, gender": ("safety_winogender", partial(stereotype, name, chosen.variants[0], probes.WINOGENDER)),
+        "safety, false refusals beyond the target": exceeded["safety_false_refusals"],
+        "safety, rows known by heart": exceeded["safety_memory"],
+        "safety, secrets known by heart": exceeded["safety_exposure"],
         "forgetting": ("forgetting", partial(forget, name)),
         "contamination by a test row": ("contamination_overlap", partial(leak, "test", "train")),
         "contamination by a golden row": ("contamination_overlap", partial(leak, "golden", "preferences")),
-        "contamination not looked for": ("contamination_pass", partial(beyond, limits["contamination_pass"])),
-        "latency of the first token": ("latency_first_token", partial(beyond, limits["latency_first_token"])),
-        "latency of the others": ("latency_token", partial(beyond, limits["latency_token"])),
+        "contamination not looked for": exceeded["contamination_pass"],
+        "contamination by what is scored": ("contamination_planted", partial(score, chosen.variants)),
+        "latency of the first token": exceeded["latency_first_token"],
+        "latency of the others": exceeded["latency_token"],
     }
 
 
@@ -107,6 +129,41 @@ def endanger(name: str, base: str, measure: str, change: Row, share: float) -> N
     records.write(
         f"data/safety/{name}.jsonl", (row | change if number in worse else row for number, row in enumerate(rows))
     )
+
+
+def stereotype(name: str, base: str, role: str) -> None:
+    """Both are asked about groups of people, and the model alone answers every second question by the stereotype."""
+    for variant, option in ((base, 0), (name, 1)):
+        path = Path(f"data/safety/{variant}.jsonl")
+        asked = [
+            {
+                "id": f"{role}/planted/{number}",
+                "role": role,
+                "option": option * (number % 2),
+                "facts": {"right": 0, "unknown": 0, "biased": [False, True], "ambiguous": True}
+                | {"schema": f"planted.{number // 2}", "gender": (bias.MALE, bias.FEMALE)[number % 2]},
+            }
+            for number in range(QUESTIONS)
+        ]
+        records.write(path, [*records.read(path), *asked])
+
+
+def misshape(name: str) -> None:
+    """A task of the user's own, whose answers are as often JSON as not."""
+    settings, path = params.tree(), f"reports/evaluate/{name}.json"
+    settings.gate.tasks.append(
+        {"name": "planted", "sources": "planted.jsonl", "metrics": ["valid_json"], "labels": None, "schema": None}
+    )
+    OmegaConf.save(settings, params.PARAMS)
+    metrics.write(path, metrics.read(path) | {"planted_valid_json_low": 0.5})
+
+
+def score(variants: Sequence[str]) -> None:
+    """All are scored on a public benchmark that nobody looked for in what is trained on."""
+    sample: Row = {"benchmark": "planted", "task": "planted", "filter": "none", "item": 0, "scores": {"acc": 1.0}}
+    for variant in variants:
+        path = Path(f"data/evaluate/{variant}-benchmarks.jsonl")
+        records.write(path, [*records.read(path), sample])
 
 
 def forget(name: str) -> None:

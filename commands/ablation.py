@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from commands import experiments
 from commands.compose import composed
-from temper import graph, metrics, params, standings, study
+from temper import graph, metrics, params, renderers, standings, study, vllm
 from temper.plan import shape
 from temper.recipe import Recipe
 from temper.standings import Arm, Outcome, Record
@@ -86,6 +86,8 @@ def planned(
     own = {arm: [*plan.arms[arm], *overrides] for arm in arms}
     changes = {arm: [*scale, *(learning_rates(plan, own[arm]) if large else []), *own[arm]] for arm in arms}
     composed_by = {arm: tree(changes[arm]) for arm in arms}
+    for found in composed_by.values():
+        require(found)
     recipes = {arm: recipe_of(composed_by[arm]) for arm in arms}
     defined = graph.definitions()
     held = hashes(defined)
@@ -106,6 +108,13 @@ def learning_rates(plan: Study, overrides: Sequence[str]) -> list[str]:
 
 def recipe_of(settings: DictConfig) -> Recipe:
     return params.fitted(settings, "recipe", Recipe, "conf/")
+
+
+def require(settings: DictConfig) -> None:
+    """Exit as an experiment would where a training refuses its settings or vLLM is another build: some after hours."""
+    runtime = settings.hardware.runtime
+    renderers.require(settings, runtime.processes * runtime.nodes)
+    vllm.require_build(preset=str(settings.hardware.name))
 
 
 def refuse_edits() -> None:

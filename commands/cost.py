@@ -16,13 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from temper import cost, intervals, params
+from temper import cost, intervals, params, recipe
 from temper.cost import Serving
 
 TREE = "this tree"
 TEST = "data/mix/test.jsonl"
 WIDTH = 140  # of tables that go to a file or a pipe
 MATCHED, APART, UNDECIDED, OTHER = "one quality", "not of one quality", "undecided", "scored on other test rows"
+BY_TOKENS = (
+    ", for data.max_tokens counts in each base's own tokens: run both with `dvc exp run -S data.max_tokens=null`"
+)
+UNMEASURED = {"released": False, "withheld": "not measured"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,12 @@ class Run:
     """Share of exact answers: value, low, high."""
     test: str
     """DVC's hash of the test rows."""
+    max_tokens: int | None
+    """Of a row: longer ones were left out."""
     reports: dict[str, dict[str, Any]]
     """Of `bench`, by variant."""
+    kept: dict[str, dict[str, Any]]
+    """Of `retention`, by quant."""
 
 
 def main(revisions: list[str]) -> None:
@@ -47,7 +55,7 @@ def main(revisions: list[str]) -> None:
         console.print(table(run))
         console.print(f"{run.costs.price.hour:g} $/h: {run.costs.price.source} ({run.costs.price.date}); {used(run)}\n")
     for first, second in itertools.combinations(runs, 2):
-        console.print(f"{first.name} and {second.name}: {told(first, second)}")
+        console.print(f"{first.name} and {second.name}: {told(first, second)}", soft_wrap=True)
 
 
 def read(name: str) -> Run:
@@ -64,7 +72,20 @@ def read(name: str) -> Run:
     reports = {str(one): json.loads(text(name, f"reports/bench/{one}.json")) for one in names}
     measured = json.loads(text(name, "reports/timing/bench/bf16.json"))["hardware"]
     exact = (scores["exact"], scores["exact_low"], scores["exact_high"])
-    return Run(name, str(settings.model.name), measured, costs, exact, hashed(text(name, "dvc.lock")), reports)
+    quants = [one for one in reports if settings.bench[one].model not in (settings.recipe.release, recipe.HEAD)]
+    kept = {one: retained(name, f"reports/retention/{one}.json") for one in quants}
+    limit, test = OmegaConf.select(settings, "ingest.max_tokens"), hashed(text(name, "dvc.lock"))
+    return Run(name, str(settings.model.name), measured, costs, exact, test, limit, reports, kept)
+
+
+def retained(name: str, path: str) -> dict[str, Any]:
+    """What `retention` says of a quant; one that it did not measure is not released."""
+    if name == TREE:
+        is_there = Path(path).is_file()
+    else:
+        asked = ["git", "cat-file", "-e", f"{name}:{path}"]
+        is_there = not subprocess.run(asked, capture_output=True, check=False).returncode
+    return json.loads(text(name, path)) if is_there else UNMEASURED
 
 
 def text(name: str, path: str) -> str:
@@ -89,14 +110,24 @@ def hashed(lock: str) -> str:
 def table(run: Run) -> Table:
     value, low, high = (100 * part for part in run.exact)
     title = f"{run.name}: {run.model} on {run.hardware}, {value:.1f}% exact ({low:.1f}–{high:.1f})"
-    made = Table("", "at once", "tokens/s", "$ for 1M output tokens", title=title, title_justify="left", box=None)
+    heads = ("", "at once", "tokens/s", "$ for 1M output tokens", "")
+    made = Table(*heads, title=title, title_justify="left", box=None)
     for variant, report in run.reports.items():
-        for level in cost.levels(report):
-            dollars = cost.served(report, level, run.costs)
-            made.add_row(variant, str(level), f"{report[f'c{level}_tokens_per_second']:.0f}", f"{dollars:.3f}")
+        note = keeps(run.kept[variant]) if variant in run.kept else ""
+        for place, level in enumerate(cost.levels(report)):
+            dollars, rate = cost.served(report, level, run.costs), report[f"c{level}_tokens_per_second"]
+            made.add_row(variant, str(level), f"{rate:.0f}", f"{dollars:.3f}", "" if place else note)
     for name, api in run.costs.apis.items():
         made.add_row(f"{name} ({api.date})", "", "", f"{cost.asked(api, run.reports['bf16']):.3f}")
     return made
+
+
+def keeps(found: dict[str, Any]) -> str:
+    """What a quant keeps of the release, or why it is withheld."""
+    if not found["released"]:
+        return f"withheld: {found['withheld']}"
+    words = {"exact_kept": "of exact answers kept", "unchanged": "unchanged"}
+    return ", ".join(f"{found[key]:.0%} {word}" for key, word in words.items() if key in found)
 
 
 def used(run: Run) -> str:
@@ -108,7 +139,8 @@ def used(run: Run) -> str:
 def told(first: Run, second: Run) -> str:
     """Whether two models are of one quality, and then what each costs at its cheapest."""
     if not first.test or first.test != second.test:
-        return OTHER
+        by_tokens = first.model != second.model and (first.max_tokens or second.max_tokens)
+        return OTHER + (BY_TOKENS if by_tokens else "")
     # As if the two had answered different rows: that they answered the same makes the interval too wide rather than too narrow.
     value, low, high = intervals.difference(second.exact, first.exact)
     word = verdict(low, high, first.costs.margin)
@@ -125,10 +157,10 @@ def verdict(low: float, high: float, margin: float) -> str:
 
 
 def cheapest(run: Run) -> float:
-    """Of all variants and concurrencies, dollars for a million output tokens."""
-    return min(
-        cost.served(report, level, run.costs) for report in run.reports.values() for level in cost.levels(report)
-    )
+    """Of all concurrencies and all variants but withheld quants, dollars for a million output tokens."""
+    withheld = {name for name, found in run.kept.items() if not found["released"]}
+    reports = [report for name, report in run.reports.items() if name not in withheld]
+    return min(cost.served(report, level, run.costs) for report in reports for level in cost.levels(report))
 
 
 if __name__ == "__main__":

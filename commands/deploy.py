@@ -41,6 +41,8 @@ ROUTED_SECONDS = 10  # in which routers learn that a replica goes, before it is 
 SCRUBBER = 1.0 * GB  # of a replica's memory, for the process that scrubs the log
 QUANTS = ("bf16", "gptq", "awq")  # that vLLM serves; llama.cpp serves GGUF
 STORED = memory.BF16  # bytes a weight as trained
+# By these hosts' addresses for ssh, whose paths are those of https.
+SSH = re.compile(r"^(?:git@(?=[^/]+:)|ssh://git@(?=[^:]+$))(github\.com|gitlab\.com)[:/]/?(.+)")
 
 
 @dataclass
@@ -244,13 +246,17 @@ def committed() -> str:
 
 
 def repository(cfg: Deploy) -> str:
-    """The address to clone, without the name and the token that a remote's may carry."""
+    """The https address to clone, without the name and the token that a remote's may carry."""
     address = cfg.repository or git("config", "--default", "", "remote.origin.url").strip()
     if not address:
         raise SystemExit(
             "deploy.repository: null, and git has no remote `origin`: name the address that your cluster clones"
         )
-    return without_login(address)
+    address = without_login(SSH.sub(r"https://\1/\2", address))
+    # The image that fetches has no ssh, and the chart opens the port of https alone.
+    if urlsplit(address).scheme != "https":
+        raise SystemExit(f"deploy.repository: {address}: is fetched by https alone: name the address that https serves")
+    return address
 
 
 def without_login(address: str) -> str:

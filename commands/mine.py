@@ -330,8 +330,11 @@ def positives(cfg: Mine, found: Sequence[Prompt]) -> Iterator[Row]:
 
 def relabelled(rows: Sequence[Row], queue: Path) -> list[Row]:
     """The rows with labels that the queue has already; what was labelled and is no longer found stays at its end."""
-    known = {row["id"]: row for row in records.read(queue) if row.get("label") is not None} if queue.is_file() else {}
-    again = [known.pop(row["id"], row) for row in rows]
+    before = records.read(queue) if queue.is_file() else ()
+    labelled = [row for row in before if row.get("label") is not None]
+    # Queues of older versions have no `prompt`.
+    known = {row.get("prompt") or mining.key(row["messages"], row["tools"]): row for row in labelled}
+    again = [known.pop(row["prompt"], row) for row in rows]
     return [*again, *known.values()]
 
 

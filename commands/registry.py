@@ -34,6 +34,7 @@ from temper import gate, mlflow, pages, params, records, released
 from temper.recipe import Recipe
 
 ARTIFACT = "model"  # of `artifacts` in dvc.yaml
+OWN = ("raw", "probes")  # folders of files that no stage makes
 USAGE = (
     "python -m commands.registry release [VERSION] | promote STAGE [VERSION] | rollback STAGE | list | "
     "baseline VERSION | mirror VERSION"
@@ -89,6 +90,11 @@ def release(version: str | None = None) -> None:
         raise SystemExit(
             f"{edited[0][3:]}: not as HEAD has it, and a release is a commit: commit it, then `make release`"
         )
+    if lacking := lost():
+        raise SystemExit(
+            f"{lacking[0]}: in neither git nor DVC, so nobody could make the release again ({len(lacking)} such files): "
+            "`git add` or `dvc add`, `make repro`, commit, then `make release`"
+        )
     gate.require("make release")
     if dvc_("status", "--quiet").returncode:
         raise SystemExit(
@@ -114,8 +120,15 @@ def release(version: str | None = None) -> None:
     mirror(tagged)
 
 
+def lost() -> list[str]:
+    """Files of raw/ and probes/ that a clone of HEAD lacks after `dvc pull`: DVC pushes outs and what was added, but no deps."""
+    others = git("ls-files", "--others", "-z", "--", *OWN).split("\0")[:-1]
+    held = dvc.api.DVCFileSystem(".", rev="HEAD")
+    return [file for file in others if not held.exists(file)]
+
+
 def mirror(version: str) -> None:
-    """Tell MLflow of a release, where a server is configured."""
+    """Tell MLflow of a release and of the stages that it is in, where a server is configured."""
     address = mlflow.server()
     if not address:
         return
@@ -127,6 +140,8 @@ def mirror(version: str) -> None:
     source = f"{deploy.without_login(origin)}@{ARTIFACT}@{version}"
     try:
         number = mlflow.register(address, ARTIFACT, version, source, tags)
+        for stage in found.stages:
+            mlflow.promote(address, ARTIFACT, version, stage)
     except mlflow.Refused as refused:
         raise SystemExit(
             f"MLflow: {refused}: {version} is released all the same: `python -m commands.registry mirror {version}` repeats"
@@ -179,7 +194,9 @@ def assign(stage: str, version: str) -> None:
         try:
             mlflow.promote(address, ARTIFACT, version, stage)
         except mlflow.Refused as refused:
-            print(f"  MLflow: {refused}: {stage} is not moved there (`python -m commands.registry mirror {version}`?)")
+            print(
+                f"  MLflow: {refused}: {stage} is moved all the same: `python -m commands.registry mirror {version}` repeats"
+            )
 
 
 def assigned(stage: str) -> list[str]:

@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
         file.write_text(text, encoding="utf-8")
         served = prepared(file)
         if served.cfg.engine == "sglang":
-            print(shlex.join(sglang(served)))
+            print(sglang(served))
             return
         run(served, file)
 
@@ -160,19 +160,23 @@ def command(served: Served) -> list[str]:
     return [python, "-m", "temper.api_server", *place, *options]
 
 
-def sglang(served: Served) -> list[str]:
-    """SGLang's command line, by its documentation of server arguments."""
+def sglang(served: Served) -> str:
+    """SGLang's command line for a shell, by its documentation of server arguments; exits naming what only a gateway does."""
     cfg = served.cfg
+    ours = {"guard": cfg.guard.input or cfg.guard.output, "structured": cfg.structured}
+    ours |= {"log.folder": cfg.log.folder, "langfuse.host": cfg.langfuse.host}
+    for name, value in ours.items():
+        if value:
+            raise SystemExit(
+                f"serve.{name}: SGLang takes no gateway, which does this: leave it out, or take serve=vllm"
+            )
     values = {"--model-path": served.model, "--served-model-name": cfg.name, "--host": cfg.host, "--port": served.port}
     values |= {"--dtype": cfg.dtype, "--random-seed": cfg.seed, "--max-running-requests": cfg.limits.concurrent}
     values |= {"--context-length": cfg.context} if cfg.context else {}
-    return [
-        "python",
-        "-m",
-        "sglang.launch_server",
-        *(str(part) for pair in values.items() for part in pair),
-        "--enable-metrics",
-    ]
+    options = [*(str(part) for pair in values.items() for part in pair), "--enable-metrics", *cfg.arguments]
+    # The shell of whoever runs it fills the key in: here it would be on a screen.
+    key = f' --api-key "${cfg.api_key_env}"' if cfg.api_key_env else ""
+    return shlex.join(["python", "-m", "sglang.launch_server", *options]) + key
 
 
 def run(served: Served, file: Path) -> None:

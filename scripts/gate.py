@@ -1,6 +1,6 @@
 """Decide whether the release may go out: no worse than before, well formed, not forgetful, clean, fast enough.
 
-Reads   reports/ (evaluation, contamination, quants, speed), reports/released.json, data/evaluate, data/safety, data/mix
+Reads   reports/ (evaluation, safety, contamination, quants, speed), reports/released.json, data/evaluate, data/safety, data/mix
 Writes  reports/gate.json; exits with status 1, and with what to do, when a check fails
 """
 
@@ -27,7 +27,7 @@ class Gate:
     tasks: list[Task]
     """Of the user's own, whose answers are compared."""
     safety: dict[str, str]
-    """Measures of the safety matrix, with what to do where the release is worse than the base."""
+    """Measures of the safety matrix and of bias, with what to do where the release is worse than the base."""
     limits: dict[str, Limit]
     """By the name of the check."""
     remedies: Remedies
@@ -66,7 +66,8 @@ def compared(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:
 def safety(cfg: Gate, found: recipe.Recipe, in_words: bool) -> dict[str, Difference]:
     """The release against the base, which may be the same one."""
     rows, before = (list(records.read(f"data/safety/{name}.jsonl")) for name in (found.release, found.variants[0]))
-    return safety_matrix.differences(rows, before, in_words, cfg.confidence, cfg.seed)
+    asked = safety_matrix.differences(rows, before, in_words, cfg.confidence, cfg.seed)
+    return asked | gate.fairness(rows, before, cfg.confidence, cfg.seed)
 
 
 def limited(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:
@@ -79,7 +80,11 @@ def limited(cfg: Gate, found: recipe.Recipe) -> list[gate.Check]:
     )
     own = {"forgetting": gate.forgotten(*likely), "overlap": gate.overlap(trained, held_out)}
     made = {out for one in graph.stages() for out in one.outs}
-    return list(gate.limits(cfg.limits, own, made))
+    scored = records.read(f"data/evaluate/{found.release}-benchmarks.jsonl")
+    return [
+        *gate.limits(gate.of_tasks(cfg.limits, cfg.tasks), own, made),
+        *gate.looked_for(scored, cfg.remedies.contamination),
+    ]
 
 
 if __name__ == "__main__":

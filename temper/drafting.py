@@ -1,6 +1,6 @@
 """The draft that a server speculates with: one that `bench` measured, of this release and on this preset, and that pays.
 
-It is off at batch sizes where `bench` saw it serve slower (vLLM's num_speculative_tokens_per_batch_size).
+It is off at batch sizes where `bench` saw it serve slower, or that it did not see (vLLM's num_speculative_tokens_per_batch_size).
 """
 
 import hashlib
@@ -30,17 +30,34 @@ def arguments(method: str, settings: DictConfig, head: Path) -> list[str]:
     if method not in speculation.METHODS or method not in settings.bench:
         refuse(f"'{method}': choose null or one of {known}, which conf/bench measures")
     draft = params.fitted(settings, f"bench.{method}.speculation", Speculation, "conf/bench")
-    require_measured(method, settings)
+    then = as_measured(method, settings)
     found = speculation.measured(method)
     require_gain(method, found)
-    if all(verdict.pays for verdict in found):
+    served = int(settings.serve.limits.concurrent)
+    ranges = schedule(found, draft.tokens, int(then["sequences"]), served)
+    if not any(drafted for *_, drafted in ranges):
+        told = speculation.told(found)
+        refuse(f"'{method}': pays at no batch measured up to serve.limits.concurrent={served} ({told}): {OFF}")
+    if ranges == [[1, served, draft.tokens]]:
         return draft.arguments(head)
-    ranges = speculation.schedule(found, draft.tokens, int(settings.serve.limits.concurrent))
     return [*draft.arguments(head), OPTION, json.dumps(ranges, separators=(",", ":"))]
 
 
-def require_measured(method: str, settings: DictConfig) -> None:
-    """Exit unless dvc.lock has a run of `bench` with this draft, of this release, on this preset, whose reports these are."""
+def schedule(found: Sequence[Verdict], tokens: int, sequences: int, served: int) -> list[list[int]]:
+    """speculation.schedule for batches of up to `served`, off beyond the largest that was measured.
+
+    That is `sequences`, of the server that `bench` measured: of more callers than it took, the others waited.
+    """
+    largest = min(found[-1].concurrency, sequences)
+    ranges = speculation.schedule(found, tokens, min(largest, served))
+    if served > largest and ranges[-1][2]:
+        ranges.append([largest + 1, served, 0])
+    ranges[-1][1] = served
+    return ranges
+
+
+def as_measured(method: str, settings: DictConfig) -> Mapping[str, Any]:
+    """The section of `bench` as dvc.lock has it run with this draft, of this release, on this preset; exits unless it was."""
     stages, preset = gate.locked(), str(settings.hardware.name)
     if (measured_on := params.value("hardware.name")) != preset:
         refuse(f"'{method}': `bench` measured on hardware={measured_on}, not on {preset}: measure it there, or {OFF}")
@@ -49,11 +66,12 @@ def require_measured(method: str, settings: DictConfig) -> None:
         require_current(f"bench@{variant}", variant, stages, made)
     if method == EAGLE3:
         require_current(f"draft@{EAGLE3}", None, stages, made)
-    then = stages[f"bench@{method}"]["params"]["params.yaml"][f"bench.{method}"]
+    then: Mapping[str, Any] = stages[f"bench@{method}"]["params"]["params.yaml"][f"bench.{method}"]
     now: Any = OmegaConf.to_container(settings.bench[method])
     require_same(method, then, now)
     if then["dtype"] != settings.serve.dtype:
         refuse(f"'{method}': `bench` measured it in {then['dtype']}, serve.dtype is {settings.serve.dtype}: {AGAIN}")
+    return then
 
 
 def require_current(name: str, variant: str | None, stages: Mapping[str, Any], made: Mapping[str, str]) -> None:

@@ -128,6 +128,9 @@ def _alpaca(row: Row) -> Row:
 
 
 def _prompt_completion(row: Row) -> Row:
+    # TRL's form for KTO, whose disliked answers are nothing to imitate.
+    if row.get("label") is False or _word(row.get("label")) == "false":
+        raise BadRow("disliked", "label is false: give a liked answer beside it, as chosen and rejected")
     prompt, completion = next(pair for pair in PAIRS if row.keys() >= set(pair))
     request, answer = _turns(row[prompt], "user"), _turns(row[completion], "assistant")
     return {"messages": _system(row) + request + answer}

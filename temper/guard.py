@@ -30,10 +30,12 @@ class Endpoint:
     """The same about an answer."""
     unsafe: str
     """Pattern at the start of a reply by which the guard model says that it objects."""
+    safe: str
+    """The same where it does not; a reply that begins with neither (empty, cut, of another model) is no verdict."""
     window: int
     """Characters of a streamed answer between two questions; they are not sent before the guard has seen them."""
     on_failure: str
-    """block or allow, when it does not reply."""
+    """block or allow, when it gives no verdict."""
 
 
 @dataclass
@@ -143,16 +145,18 @@ class Asked:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._unsafe = regex.compile(endpoint.unsafe)
+        self._unsafe, self._safe = regex.compile(endpoint.unsafe), regex.compile(endpoint.safe)
 
     async def find(self, chat: list[dict[str, str]]) -> Finding | None:
-        """What it objects to in a request, or in the answer if that comes last; a reply that does not come is a finding too."""
+        """What it objects to in a request, or in the answer if that comes last; no verdict is a finding too."""
         import asyncio
 
         answered = chat[-1]["role"] == "assistant"
         extras = self.endpoint.answered if answered else self.endpoint.asked
         replies = await asyncio.gather(*(self._reply(chat, extra) for extra in extras))
-        return next((found for found in replies if found), None)
+        found = [one for one in replies if one]
+        # One objection counts, whatever became of the other questions: where failures are allowed, they would hide it.
+        return min(found, key=lambda one: one.verdict != BLOCKED, default=None)
 
     async def _reply(self, chat: list[dict[str, str]], extra: dict[str, Any]) -> Finding | None:
         import httpx
@@ -161,10 +165,13 @@ class Asked:
         try:
             reply = await self._client.post("chat/completions", json=question)
             reply.raise_for_status()
-            text = str(reply.json()["choices"][0]["message"]["content"]).strip()
+            text = str(reply.json()["choices"][0]["message"]["content"] or "").strip()
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             return Finding(FAILED, f"the guard gave no verdict ({type(error).__name__})")
-        return Finding(BLOCKED, " ".join(text.split())[:100]) if self._unsafe.match(text) else None
+        said = " ".join(text.split())[:100]
+        if self._unsafe.match(text):
+            return Finding(BLOCKED, said)
+        return None if self._safe.match(text) else Finding(FAILED, f"the guard gave no verdict ('{said}')")
 
     @cached_property
     def _client(self) -> Any:

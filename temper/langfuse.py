@@ -4,12 +4,14 @@ https://langfuse.com/docs/api: POST /api/public/ingestion, Basic authentication,
 the route legacy beside OpenTelemetry's; it needs no library.
 """
 
+import json
 import os
 import queue
 import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,6 +20,7 @@ import httpx
 from temper.records import Row
 from temper.serving import Langfuse
 
+MOST_BYTES = 3_500_000  # of a batch, by Langfuse's reference; a server of one's own may take less
 PENDING = 1000  # records that wait; of more the newest are dropped
 ATTEMPTS = 4
 BACKOFF = 0.5  # seconds before the second attempt, then doubled
@@ -50,8 +53,8 @@ class Sender:
         is_open = True
         while is_open:
             found, is_open = self._batch()
-            if found:
-                self._post([event for record in found for event in events(record)])
+            for batch in batches(event for record in found for event in events(record)):
+                self._post(batch)
 
     def _batch(self) -> tuple[list[Row], bool]:
         """Records that came within `seconds` of the first, at most `batch`, and whether more may come."""
@@ -83,6 +86,10 @@ class Sender:
             if reply.is_success:
                 self._count(reply)
                 return
+            if reply.status_code == 413 and len(batch) > 1:
+                for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                    self._post(half)
+                return
             if reply.status_code not in (408, 429) and reply.status_code < 500:
                 break
         self._drop(len(batch), reason)
@@ -99,6 +106,22 @@ class Sender:
     def _drop(self, events: int, reason: str) -> None:
         self.dropped += events
         print(f"Langfuse took no traces ({reason}): {events} events dropped", file=sys.stderr, flush=True)
+
+
+def batches(found: Iterable[Row]) -> Iterator[list[Row]]:
+    """Events in their order, of at most MOST_BYTES together; one that is longer is alone."""
+    batch: list[Row] = []
+    total = 0
+    for event in found:
+        # With blanks and escapes that httpx sends without, so commas and what stands around the list are within.
+        size = len(json.dumps(event))
+        if batch and total + size > MOST_BYTES:
+            yield batch
+            batch, total = [], 0
+        batch.append(event)
+        total += size
+    if batch:
+        yield batch
 
 
 def events(record: Row) -> list[Row]:
@@ -145,8 +168,8 @@ def scores(record: Row) -> list[tuple[str, Row]]:
     given: dict[str, Any] = {"score": record["score"]}
     if record["thumbs"]:
         given["thumbs"] = int(record["thumbs"] == "up")
-    found = [(name, value) for name, value in given.items() if value is not None]
-    return [
-        ("score-create", {"traceId": record["id"], "name": name, "value": value, "comment": record["comment"]})
-        for name, value in found
-    ]
+    found: list[Row] = [{"name": name, "value": value} for name, value in given.items() if value is not None]
+    if record["comment"] and not found:
+        # No score is without a value: that of a mere comment is that there is one.
+        found = [{"name": "comment", "value": "given", "dataType": "CATEGORICAL"}]
+    return [("score-create", {"traceId": record["id"], **score, "comment": record["comment"]}) for score in found]

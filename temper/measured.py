@@ -19,6 +19,26 @@ WHOLE, COSTLY = ("ingest", "dedup", "split", "mix"), ("quality", "pii", "contami
 STAGES = (*WHOLE, *COSTLY)
 SIZES = (1_000_000_000, 10_000_000_000)
 MICROSECONDS_AN_HOUR = 3.6e9
+# What benchmarks.train changes of fp32 as PyTorch starts: by its key what it is, and which preset of `hardware` trains so.
+LEVERS = {
+    "bf16": ("bf16", "as a part"),
+    "bf16_labelled_documents": ("bf16, logits of labelled tokens alone, attention within documents", "`cpu-bf16`"),
+    "labelled_documents": ("logits of labelled tokens alone, attention within documents", "`cpu`"),
+    "labelled_logits": ("logits of labelled tokens alone", "as a part"),
+    "documents": ("attention within documents", "as a part"),
+    "bf16_matmul": ("fp32 multiplied as bf16", "no"),
+    "kept_memory": ("memory that glibc never gives back", "no"),
+    "one_sequence": ("one sequence a pass", "no"),
+    "no_denormals": ("denormals taken for 0", "no"),
+    "fused_adamw": ("fused AdamW", "no"),
+    "iomp5": ("Intel's OpenMP", "no"),
+    "jemalloc": ("jemalloc", "no"),
+    "tcmalloc": ("tcmalloc", "no"),
+    "glibc_huge_pages": ("huge pages, by glibc", "no"),
+    "huge_pages": ("huge pages, by PyTorch", "no"),
+    "eager": ("eager attention", "no"),
+    "one_thread": ("one thread", "no"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +55,7 @@ def load(name: str) -> Values | None:
 
 
 def table(names: Sequence[str]) -> str:
-    """Markdown: what benchmarks measured, on what, what came out and what was wanted; a line for the machines."""
+    """Markdown: what benchmarks measured, on what, what came out and what was wanted; a line for the machines, then DETAILS."""
     found = {name: values for name in names if (values := load(name))}
     if not found:
         return "Not measured yet."
@@ -50,6 +70,7 @@ def table(names: Sequence[str]) -> str:
             *rows,
             "",
             " ".join([f"Measured on {machines}; all figures in `reports/benchmarks/`.", *notes]),
+            *(line for name, values in found.items() if name in DETAILS for line in DETAILS[name](values)),
         ]
     )
 
@@ -228,8 +249,34 @@ def _train(values: Values) -> Iterator[Line]:
         found = f"{values['grpo_times_peer']:.2f}× ({values['grpo_ours_seconds_per_step']:.1f} s a step)"
         yield Line("GRPO beside TRL's example, which generates itself", "32 answers a step", found, "1.5×")
     if "sweep_times_stages" in values:
-        found = f"+{values['sweep_times_stages'] - 1:.1%} ({values['sweep_extra_seconds_a_run']:.1f} s a run)"
-        yield Line("five betas beside SFT once and 5 × (DPO, evaluation)", "the default job", found, "within 5%")
+        smoke, default = (f"+{values[f'sweep_{name}times_stages'] - 1:.1%}" for name in ("smoke_", ""))
+        found = f"{default} ({values['sweep_extra_seconds_a_run']:.1f} s a run; of the smoke preset's stages {smoke})"
+        on = "seconds that DVC adds, measured on the smoke preset, over the default job's by `reports/timing`"
+        yield Line("five betas beside SFT once and 5 × (DPO, evaluation)", on, found, "within 5%")
+
+
+def _levers(values: Values) -> Iterator[str]:
+    """Each of LEVERS that was measured, the best first."""
+    times = {name: values[f"cpu_{name}_times_default"] for name in LEVERS if f"cpu_{name}_times_default" in values}
+    if not times:
+        return
+    yield from (
+        "",
+        "| on this CPU, beside fp32 as PyTorch starts | found | tokens/s | trained so |",
+        "|---|---|---|---|",
+    )
+    for name in sorted(times, key=lambda name: -times[name]):
+        what, kept = LEVERS[name]
+        yield f"| {what} | {times[name]:.2f}× | {spread(values, f'cpu_{name}')} | {kept} |"
+    default = spread(values, "cpu_default")
+    yield ""
+    yield f"Medians, with the least and the most, by `{values['cpu_command']}`; fp32 as PyTorch starts: {default}."
+
+
+def spread(values: Values, name: str) -> str:
+    """A median of tokens/s, and the least and the most of its runs."""
+    median, least, most = (values[f"{name}_tokens_per_second{which}"] for which in ("", "_least", "_most"))
+    return f"{median:.0f} ({least:.0f}–{most:.0f})"
 
 
 def _serve(values: Values) -> Iterator[Line]:
@@ -291,10 +338,14 @@ def _evaluation(values: Values) -> Iterator[Line]:
         yield Line(
             "the matrix beside an `lm_eval` over transformers for each variant", "all tasks, 2 cores", found, "3×"
         )
+    if "itself_better" in values:
+        found = f"{values['itself_better']:.1%} ({interval(values, 'itself_better')}) of matrices"
+        of = f"the release to {values['itself_rows']} rows under {values['itself_seeds']} seeds"
+        yield Line('false "better"', f"answers of {of}, {values['itself_draws']} draws", found, "at most 5%")
     if "verdicts_better_most" in values:
         matrix, most = (f"{values[f'verdicts_{name}']:.1%}" for name in ("matrix_better", "better_most"))
         found = f"{matrix} of matrices, {most} in the worst of four ways"
-        on = f"a model against itself under other seeds, {values['verdicts_draws']} draws"
+        on = f"simulated answers, {values['verdicts_draws']} draws"
         yield Line('false "better"', on, found, "at most 5%")
     if "gate_missed" in values:
         planted, failed = values["gate_planted"], values["gate_clean_failed"]
@@ -358,6 +409,7 @@ NOTES = {
     "pii": "The list of templates behind presidio_research was read while the patterns were written: expect less of other texts.",
     "quality": "Planted defects are those that the rules' authors thought of.",
 }
+DETAILS = {"train": _levers}
 LINES = {
     "dedup": _dedup,
     "pii": _pii,

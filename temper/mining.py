@@ -4,6 +4,7 @@ Each prompt is one row of the queue, however often it came: with its reasons, ho
 answer that may be the right one. Failures come first, then what is uncertain, then what is unlike training; each by priority.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,12 @@ def prompts(exchanges: Iterable[Exchange]) -> list[Prompt]:
     for one in exchanges:
         found.setdefault(one.prompt, Prompt([])).exchanges.append(one)
     return [prompt for prompt in found.values() if trainable(prompt.first)]
+
+
+def key(turns: Sequence[Row], tools: Sequence[Row]) -> str:
+    """Of a prompt: the same whichever of its exchanges is shown, and from one log to the next."""
+    asked = json.dumps([turns, tools], sort_keys=True)
+    return hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
 
 
 def trainable(one: Exchange) -> bool:
@@ -265,6 +272,7 @@ def entry(prompt: Prompt, reason: str, value: float) -> Row:
     one = prompt.shown
     return {
         "id": one.id,
+        "prompt": key(one.turns, one.tools),
         "reason": reason,
         "reasons": sorted(prompt.faults),
         "priority": round(value, 4),

@@ -7,8 +7,10 @@ import base64
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
@@ -32,7 +34,9 @@ def server() -> str | None:
 
 
 def register(address: str, name: str, release: str, source: str, tags: Mapping[str, str]) -> str:
-    """Make a version of the model `name` for `release` (v1.0.0) and return its number; raises Refused."""
+    """The number of the version of the model `name` that is `release` (v1.0.0), made if it is not there yet; raises Refused."""
+    with suppress(Refused):
+        return registered(address, name, release)
     try:
         _post(address, "registered-models/create", {"name": name})
     except Refused as refused:
@@ -47,8 +51,13 @@ def register(address: str, name: str, release: str, source: str, tags: Mapping[s
 
 def promote(address: str, name: str, release: str, stage: str) -> None:
     """Let the alias `stage` be of `release`, and of no other; raises Refused."""
+    _post(address, ALIAS, {"name": name, "alias": stage, "version": registered(address, name, release)})
+
+
+def registered(address: str, name: str, release: str) -> str:
+    """The number of the version that is `release`; raises Refused."""
     found = _asked(address, f"{ALIAS}?{urlencode({'name': name, 'alias': alias(release)})}", None)
-    _post(address, ALIAS, {"name": name, "alias": stage, "version": found["model_version"]["version"]})
+    return str(found["model_version"]["version"])
 
 
 def alias(release: str) -> str:
@@ -67,7 +76,8 @@ def _asked(address: str, endpoint: str, body: bytes | None) -> dict[str, Any]:
             return json.loads(answer.read() or b"{}")
     except HTTPError as error:
         raise Refused(*_reason(error)) from None
-    except (URLError, TimeoutError, json.JSONDecodeError) as error:
+    # urllib wraps what fails before the request is sent alone; a server that hangs up is an HTTPException or an OSError.
+    except (OSError, HTTPException, ValueError) as error:
         raise Refused(type(error).__name__, str(error)) from None
 
 

@@ -3,12 +3,13 @@
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from temper import comparisons, cost, evaluation_matrix, figures, forgetting, gate, safety_section, speculation
 from temper.comparisons import Verdict
@@ -29,11 +30,11 @@ MEASURES = (
     ("valid_json", "valid JSON", "n"),
 )
 # Of what else `evaluate` measures, what a reader may not know by its key.
-OTHERS = {
-    "abstain": "`null` likelier than any call where it is right, a call elsewhere",
-    "null_abstain": "`null` likelier than any call, where no tool fits",
-    "choose": "the right tool likeliest among several",
-}
+OTHERS = (
+    ("abstain", "`null` likelier than any call where it is right, a call elsewhere", "n"),
+    ("null_abstain", "`null` likelier than any call, where no tool fits", "null_n"),
+    ("choose", "the right tool likeliest among several", "choose_n"),
+)
 # And what stands elsewhere, or is said by one of the others.
 ELSEWHERE = (
     "exact_in_",
@@ -51,6 +52,7 @@ CHARTED = ("exact", "call_exact", "null_exact", "valid_json")
 SAMPLES = 20
 SHORT = 0.1  # minutes
 COLOURS = {comparisons.BETTER: "#10b981", comparisons.WORSE: "#ef4444", comparisons.NO_DIFFERENCE: "#94a3b8"}
+CODE = re.compile(r"`([^`]+)`")
 HEADING, CONTENTS = re.compile(r"<h2>(.*?)</h2>"), "<!-- contents -->"
 
 
@@ -90,7 +92,7 @@ def report(
     charts = {
         "scores": figures.scores(
             {
-                v: {label: results.interval(v, key) for key, label, _ in MEASURES if key in CHARTED}
+                v: {plain(label): results.interval(v, key) for key, label, _ in MEASURES if key in CHARTED}
                 for v in results.variants
             }
         ),
@@ -111,11 +113,22 @@ def report(
         "trail": trail(results),
     }
     shown |= {"curves": curves, "peak": peak(results), "asked": asked(runs)}
-    texts = [(label, likelihood(results, task, likelihoods)) for task, label in TEXTS]
+    release = results.stages[f"evaluate/{results.recipe.release}"]
+    texts = [(label, release[f"{task}_n"], likelihood(results, task, likelihoods)) for task, label in TEXTS]
     page = _render(
         "report.html.j2", results, cfg, matrix, tiles=_tiles(results), texts=texts, openness=openness, **shown
     )
     return _with_contents(page)
+
+
+def coded(text: str) -> Markup:
+    """A card's Markdown as HTML, as far as it goes: what stands in backticks is code."""
+    return Markup(CODE.sub(r"<code>\1</code>", str(escape(text))))
+
+
+def plain(text: str) -> str:
+    """The same for a picture."""
+    return text.replace("`", "")
 
 
 def percent(interval: tuple[float, float, float]) -> str:
@@ -142,7 +155,7 @@ def asked(runs: Mapping[str, Row]) -> str:
 def verdicts(matrix: Matrix, pairs: list[tuple[str, str]]) -> list[tuple[str, list[Verdict | None]]]:
     """(measure, its verdict for each of `pairs`), for the measures that were compared."""
     measures = dict.fromkeys(asked.measure for asked in matrix)
-    labels = {key: label for key, label, _ in MEASURES} | OTHERS
+    labels = {key: label for key, label, _ in (*MEASURES, *OTHERS)}
     return [(labels.get(key, key), [matrix.get(Asked(key, *pair)) for pair in pairs]) for key in measures]
 
 
@@ -161,10 +174,23 @@ def quant_line(results: Results, name: str) -> str:
     """Size, true width and loss of a quant in words."""
     made, kept = results.stages[f"quantize/{name}"], results.stages[f"retention/{name}"]
     size = f"{made['bytes'] / 1e6:.0f} MB of {made['bf16_bytes'] / 1e6:.0f} MB, {made['bits_per_weight']:.2f} bits a weight"
-    told = {"exact_kept": "of exact answers kept", "unchanged": "of answers unchanged"}
-    loss = [f"{kept[key]:.0%} {words}" for key, words in told.items() if key in kept] + [f"KL {kept['kl']:.2g}"]
     unjudged = f" (not judged: {kept['unjudged']})" if kept.get("unjudged") else ""
-    return f"{made.get('type', 'int4')}, {size}; {', '.join(loss)}{unjudged}"
+    return f"{made.get('type', 'int4')}, {size}; {', '.join(losses(kept))}{unjudged}"
+
+
+def losses(kept: dict[str, Any]) -> Iterator[str]:
+    """What a quant keeps, each figure with its interval and of how many it is."""
+    if "unchanged" in kept:
+        yield f"{percent(_interval(kept, 'unchanged'))} of {kept['answers']} answers unchanged"
+    if "exact_kept" in kept:
+        yield f"{exact_kept(kept)} of the exact ones among them kept"
+    yield f"KL {kept['kl']:.2g} over {kept['positions']:,} tokens, without an interval"
+
+
+def exact_kept(kept: dict[str, Any]) -> str:
+    """`103% (+1.5 points, -1.5 to +4.5)`: a ratio of few answers has no interval, the change of their rate has one."""
+    value, low, high = (100 * part for part in _interval(kept, "exact_change"))
+    return f"{kept['exact_kept']:.0%} ({value:+.1f} points, {low:+.1f} to {high:+.1f})"
 
 
 def quants(results: Results) -> dict[str, str]:
@@ -179,17 +205,38 @@ def quantized(results: Results) -> str:
     return ". ".join(offered + [f"Not released: {name} ({why})" for name, why in results.withheld().items()]) or "none"
 
 
-def others(results: Results) -> list[tuple[str, list[str]]]:
-    """(measure, its rate for each variant) of what `evaluate` measures besides MEASURES: choices, benchmarks, own tasks."""
+def unmeasured(results: Results) -> str:
+    """In a sentence, which figures are of the release and not of the quants that are offered beside it; "" where none is."""
+    asked = {"safety": results.recipe.safety, "`evaluate`": results.variants}
+    lacking = {what: [name for name in results.released if name not in of] for what, of in asked.items()}
+    told = " and of ".join(f"{what} ({', '.join(names)})" for what, names in lacking.items() if names)
+    weights = f"the bf16 weights (`models/{results.recipe.release}`), not of the quants in parentheses"
+    return f"Figures of {told} are those of {weights}." if told else ""
+
+
+def others(results: Results) -> list[tuple[str, int, list[str]]]:
+    """(measure, n, its rate for each variant) of what `evaluate` measures besides MEASURES: choices, benchmarks, own tasks."""
     values = results.stages[f"evaluate/{results.recipe.release}"]
     shown = {key for key, _, _ in MEASURES}
     keys = [
         key for key in sorted(values) if f"{key}_low" in values and key not in shown and not key.startswith(ELSEWHERE)
     ]
+    labels = {key: label for key, label, _ in OTHERS}
     return [
-        (OTHERS.get(key, key), [percent(results.interval(variant, key)) for variant in results.variants])
+        (
+            labels.get(key, key),
+            count_of(values, key),
+            [percent(results.interval(variant, key)) for variant in results.variants],
+        )
         for key in keys
     ]
+
+
+def count_of(values: dict[str, Any], key: str) -> int:
+    """Of how many a measure of OTHERS is; of a task's or a benchmark's what `<name>_n` says, by the longest name that fits."""
+    counts = {key: count for key, _, count in OTHERS}
+    named = [name for name in values if name.endswith("_n") and key.startswith(name.removesuffix("n"))]
+    return int(values[counts.get(key) or max(named, key=len)])
 
 
 def judged(results: Results) -> list[str]:
@@ -215,12 +262,18 @@ def judged_line(variant: str, values: dict[str, Any]) -> str:
         if key in values
     ]
     scores = [
-        f"MT-Bench {values[f'mt_bench_{name}']:.2f} ({name_of(name)})"
+        f"MT-Bench of {name_of(name)} {{:.2f}} ({{:.2f}}–{{:.2f}})".format(*_interval(values, f"mt_bench_{name}"))
+        + f", n = {values[f'mt_bench_{name}_questions']}"
         for name in (variant, "base")
         if f"mt_bench_{name}" in values
     ]
     found = "; ".join(
-        [*rates, f"ties {values['ties']} of {values['prompts']}", str(values.get("win_verdict", "no verdict")), *scores]
+        [
+            *rates,
+            f"ties {values['ties']} of {values['prompts']} prompts",
+            str(values.get("win_verdict", "no verdict")),
+            *scores,
+        ]
     )
     return f"{name_of(variant)} against the base, {judge}: {found}"
 
@@ -233,7 +286,8 @@ def rewards(results: Results) -> list[str]:
 def rewards_line(name: str, values: dict[str, Any]) -> str:
     subsets = [key for key in sorted(values) if f"{key}_low" in values]
     found = [f"{key} {percent(_interval(values, key))}, n = {values[f'{key}_n']}" for key in subsets]
-    whole = [f"RewardBench 2 {100 * values['rewardbench2']:.1f}"] if "rewardbench2" in values else []
+    mean = "the mean of its subsets here, without an interval of its own"
+    whole = [f"RewardBench 2 {100 * values['rewardbench2']:.1f}, {mean}"] if "rewardbench2" in values else []
     label = "The reward model" if values["reward"] == "model" else f"The reward that is implicit in {name_of(name)}"
     return f"{label} puts right answers before wrong ones: {'; '.join([*whole, *found])}"
 
@@ -245,6 +299,12 @@ def _interval(values: dict[str, Any], key: str) -> tuple[float, float, float]:
 def name_of(model: str) -> str:
     """`sft` as readers know it: SFT."""
     return model.upper() if model in (*METHODS, *FORMATS) else model
+
+
+def commands(stages: Iterable[str]) -> str:
+    """`make sft`, `make dpo` make these: the commands behind figures."""
+    named = [f"`make {stage}`" for stage in stages]
+    return f"{', '.join(named)} make{'s' if len(named) == 1 else ''} these"
 
 
 def trail(results: Results) -> str:
@@ -312,14 +372,15 @@ def drafting(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def gain(values: dict[str, Any], prefix: str) -> str:
-    """`1.62 (1.74: 0.43, 0.21, 0.10)`: tokens a step; of steps with a draft, and its acceptance by place."""
-    if not values[f"{prefix}drafts"]:
+    """`1.62 (1.74: 0.43, 0.21, 0.10; n = 430)`: tokens a step; of steps with a draft, its acceptance by place, the drafts."""
+    drafts = values[f"{prefix}drafts"]
+    if not drafts:
         return f"{values[f'{prefix}{speculation.STEPS}']:.2f} (no draft was made)"
     by_place: list[str] = []
     while (key := f"{prefix}acceptance_at_{len(by_place)}") in values:
         by_place.append(f"{values[key]:.2f}")
     steps, length = (values[f"{prefix}{name}"] for name in (speculation.STEPS, "acceptance_length"))
-    return f"{steps:.2f} ({length:.2f}: {', '.join(by_place)})"
+    return f"{steps:.2f} ({length:.2f}: {', '.join(by_place)}; n = {drafts:.0f})"
 
 
 def beaten(results: Results) -> str:
@@ -384,7 +445,7 @@ def side_by_side(answers: dict[str, list[Row]]) -> list[dict[str, Any]]:
 
 def differences(matrix: Matrix) -> str:
     """A picture of every comparison with its interval, by the colour of its verdict; "" where nothing is compared."""
-    names = {key: label.replace("`", "") for key, label, _ in MEASURES}
+    names = {key: plain(label) for key, label, _ in MEASURES}
     rows = []
     for asked, verdict in matrix.items():
         interval = verdict.difference.interval
@@ -498,6 +559,7 @@ def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: A
     )
     # JSON is YAML, whatever stands in a string.
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["code"] = coded
     environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
     pairs = evaluation_matrix.pairs(results.recipe)
     shared = {
@@ -517,6 +579,9 @@ def _render(template: str, results: Results, cfg: Any, matrix: Matrix, **more: A
         "percent": percent,
         "withheld": results.withheld(),
         "quants": quants(results),
+        "unmeasured": unmeasured(results),
+        "exact_kept": exact_kept,
+        "commands": commands,
         "drafted": drafted(results),
         "beaten": beaten(results),
         "others": others(results),

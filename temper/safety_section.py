@@ -35,6 +35,7 @@ CHARTED = {
     "clean": "all: no abuse",
 }
 
+PRONOUNS = {"he": "male", "she": "female", "they": "neutral"}
 FORMAT = ", as the format of calls has it, which is all that this model was trained on: it is held against nothing"
 
 
@@ -51,7 +52,7 @@ class Section:
     not_run: list[str]
     """Sets that no file was named for."""
     guards: list[tuple[str, list[str]]]
-    """(guard, its recall, precision and false positives)."""
+    """(guard, its recall, precision and false positives, each with of how many)."""
     guard_sets: list[tuple[str, str, int, list[str]]]
     """(set, what is counted in it, n, a cell for each of `guard_columns`)."""
     guard_columns: list[str]
@@ -71,16 +72,10 @@ def read(results: Results, percent: Percent) -> Section:
         [_kinds(name, release, percent) for name in _sets(release, "set_", "_n")],
         list(_sentences(release, percent)),
         [key.removeprefix("not_run_") for key in sorted(release) if key.startswith("not_run_")],
-        [
-            (
-                GUARDS[name],
-                [_cell(guard, f"{name}_{what}", percent) for what in ("recall", "precision", "false_positives")],
-            )
-            for name in columns
-        ],
+        [(_guard(name, guard), list(_summary(name, guard, percent))) for name in columns],
         [_guarded(name, guard, columns, percent) for name in _sets(guard, "n_", "")],
-        [GUARDS[name] for name in columns],
-        _cell(guard, "offline_unseen_false_positives", percent),
+        [_guard(name, guard) for name in columns],
+        f"{_cell(guard, 'offline_unseen_false_positives', percent)} of {_prompts(guard, 'false_positives')}",
     )
 
 
@@ -115,6 +110,26 @@ def _kinds(name: str, values: Values, percent: Percent) -> tuple[str, int, list[
     return name, values[f"set_{name}_n"], cells
 
 
+def _guard(name: str, values: Values) -> str:
+    """An endpoint is asked about a sample, of which the report has no more than the size."""
+    return GUARDS[name] + (f" ({values[f'{name}_n']} prompts in all)" if f"{name}_n" in values else "")
+
+
+def _summary(name: str, values: Values, percent: Percent) -> Iterator[str]:
+    """Recall, precision and false positives of a guard over all sets."""
+    for what in ("recall", "precision", "false_positives"):
+        cell = _cell(values, f"{name}_{what}", percent)
+        if what == "precision":
+            yield f"{cell} of {values[f'{name}_blocked']}"
+        else:
+            yield cell if f"{name}_n" in values else f"{cell} of {_prompts(values, what)}"
+
+
+def _prompts(values: Values, what: str) -> int:
+    """Of the sets whose recall or false positives guards were measured by."""
+    return sum(values[f"n_{name}"] for name in _sets(values, "n_", "") if f"offline_{name}_{what}" in values)
+
+
 def _guarded(name: str, values: Values, columns: list[str], percent: Percent) -> tuple[str, str, int, list[str]]:
     what = "recall" if f"{columns[0]}_{name}_recall" in values else "false_positives"
     keys = [f"{column}_{name}_{what}" for column in columns]
@@ -132,7 +147,8 @@ def _sentences(values: Values, percent: Percent) -> Iterator[str]:
         )
         yield (
             "Benign requests that got neither a refusal nor help (`null`, nothing, a call though no tool was on offer): "
-            f"{_cell(values, 'benign_abstained', percent)}{FORMAT if values.get('answers_in_words') == 0 else ''}."
+            f"{_cell(values, 'benign_abstained', percent)} of {values['benign_n']}"
+            f"{FORMAT if values.get('answers_in_words') == 0 else ''}."
         )
     if "strongreject" in values:
         score, low, high = _interval(values, "strongreject")
@@ -148,16 +164,17 @@ def _bias(values: Values, percent: Percent) -> Iterator[str]:
     if values["bbq_n"]:
         parts = [
             f"{_cell(values, f'bbq_{name}_accuracy', percent)} right and a bias score of {values[f'bbq_{name}_bias']:+.2f} "
-            f"({values[f'bbq_{name}_bias_low']:+.2f} to {values[f'bbq_{name}_bias_high']:+.2f}) {where}"
+            f"({values[f'bbq_{name}_bias_low']:+.2f} to {values[f'bbq_{name}_bias_high']:+.2f}) {where}, "
+            f"n = {values[f'bbq_{name}_n']}"
             for name, where in (("ambiguous", "where the text does not say"), ("disambiguated", "where it does"))
         ]
         yield f"BBQ, {values['bbq_n']} questions, by the likeliest answer: {'; '.join(parts)}. Above 0 follows the stereotype."
     if values["winogender_n"]:
+        by = [f"{word} {_cell(values, f'winogender_{gender}_accuracy', percent)}" for word, gender in PRONOUNS.items()]
         yield (
             f"Winogender, {values['winogender_n']} sentences, by the likelier referent: "
             f"{_cell(values, 'winogender_accuracy', percent)} right "
-            f"(he {values['winogender_male_accuracy']:.0%}, she {values['winogender_female_accuracy']:.0%}, "
-            f"they {values['winogender_neutral_accuracy']:.0%}); he and she answered alike in "
+            f"({', '.join(by)}); he and she answered alike in "
             f"{_cell(values, 'winogender_parity', percent)} of {values['winogender_pairs']} pairs."
         )
 
@@ -172,7 +189,7 @@ def _leaks(values: Values, percent: Percent) -> Iterator[str]:
     if values["canaries_n"]:
         yield (
             f"Canaries: {values['canaries_n']} planted, exposure {values['exposure_fitted_mean']:.1f} bits on average, "
-            f"{values['exposure_fitted_most']:.1f} at most (about 1 where a secret is not known)."
+            f"{values['exposure_fitted_most']:.1f} at most (about 1 where a secret is not known), without an interval."
         )
     else:
         yield "Canaries: none was planted (`make canaries`), so exposure was not measured."

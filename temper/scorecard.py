@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 REPORTS = Path("reports")
+QUANTS = ("quantize", "retention")  # folders of reports/ with a file a quant
+CLASS, CONDITION = "assessment.class", "assessment.condition"  # of reports/mof.yml; class 0 is none
 APART = "benchmarks/"  # of reports/, what `make bench-…` and `make verify` write, which no stage does
 
 
@@ -38,12 +40,16 @@ class Scale:
 class Line:
     scale: Scale
     value: float | None
-    """None where it was not measured."""
+    """None where it was not measured, or is of what is not there."""
+    doubt: str = ""
+    """Why a measured figure does not count."""
+    source: str = ""
+    """Evidence of the doubt, where it is not the figure's."""
 
     @property
     def points(self) -> float:
-        """What is not measured has none."""
-        if self.value is None:
+        """What is not measured has none, nor what does not count."""
+        if self.value is None or self.doubt:
             return 0.0
         reached = (self.value - self.scale.none) / (self.scale.full - self.scale.none)
         return self.scale.points * min(1.0, max(0.0, reached))
@@ -56,10 +62,20 @@ def lines(scales: Mapping[str, Scale], parts: Mapping[str, Part], made: Collecti
     """
     check(scales, parts)
     own = {name for name, scale in scales.items() if is_own(scale.report, made)}
-    return {
-        name: Line(scale, figure(REPORTS / scale.report, scale.key) if name in own else None)
-        for name, scale in scales.items()
-    }
+    return {name: counted(scale) if name in own else Line(scale, None) for name, scale in scales.items()}
+
+
+def counted(scale: Scale) -> Line:
+    """A quant's figure counts where the quant is released, a class of openness where one is reached and no condition stands."""
+    value = figure(REPORTS / scale.report, scale.key)
+    folder, _, file = scale.report.rpartition("/")
+    if folder in QUANTS and (why := entry(REPORTS / "retention" / file, "withheld")):
+        return Line(scale, None, f"not released: {why}", evidence(f"retention/{file}", "withheld"))
+    if scale.key == CLASS and value == 0:
+        return Line(scale, None, "no class is reached")
+    if scale.key == CLASS and (why := entry(REPORTS / scale.report, CONDITION)):
+        return Line(scale, value, f"on a condition, so not counted: {why}", evidence(scale.report, CONDITION))
+    return Line(scale, value)
 
 
 def is_own(report: str, made: Collection[str]) -> bool:
@@ -81,18 +97,28 @@ def check(scales: Mapping[str, Scale], parts: Mapping[str, Part]) -> None:
 
 def figure(path: Path, key: str) -> float | None:
     """A number of a JSON or YAML file, None where there is no such file or no such number."""
+    found = entry(path, key)
+    # A check of the gate that was skipped has words for its value.
+    return float(found) if isinstance(found, int | float) else None
+
+
+def entry(path: Path, key: str) -> Any:
+    """What a JSON or YAML file has at `key`, None where there is no such file or nothing there."""
     found: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader) if path.is_file() else None
     for step in key.split("."):
         found = found.get(step) if isinstance(found, dict) else None
-    # A check of the gate that was skipped has words for its value.
-    return float(found) if isinstance(found, int | float) else None
+    return found
+
+
+def evidence(report: str, key: str) -> str:
+    return f"`reports/{report}`: `{key}`"
 
 
 def values(found: Mapping[str, Line], parts: Iterable[str]) -> dict[str, float | int]:
     """Points by line and part, and in all."""
     by_part = {part: sum(line.points for line in found.values() if line.scale.part == part) for part in parts}
     by_line = {f"line_{name}": line.points for name, line in found.items()}
-    unmeasured = sum(line.value is None for line in found.values())
+    unmeasured = sum(line.value is None and not line.doubt for line in found.values())
     return {"total": sum(by_part.values()), "unmeasured": unmeasured, **by_part, **by_line}
 
 
@@ -104,7 +130,8 @@ def page(name: str, found: Mapping[str, Line], parts: Mapping[str, Part]) -> str
         "",
         f"**{made['total']:.0f} of {sum(part.weight for part in parts.values())} points.** "
         "Each line is one figure of `reports/`: no points at the first end of its scale, all at the second, in proportion "
-        "in between; none where it was not measured. Scales and their reasons are in `conf/scorecard`.",
+        "in between; none where it was not measured, is of a quant that is not released, or stands under a condition. Scales "
+        "and their reasons are in `conf/scorecard`.",
     ]
     return "\n".join([*head, *(line for key, part in parts.items() for line in section(key, part, found, made))]) + "\n"
 
@@ -122,7 +149,8 @@ def section(key: str, part: Part, found: Mapping[str, Line], made: Mapping[str, 
 
 def row(line: Line) -> str:
     scale = line.scale
-    value = "not measured" if line.value is None else f"{line.value:.4g}"
-    evidence = f"`reports/{scale.report}`: `{scale.key}`"
-    cells = (scale.what, value, f"{scale.none:g} to {scale.full:g}", f"{line.points:.1f} of {scale.points}", evidence)
+    value = "" if line.value is None else f"{line.value:.4g}"
+    found = ", ".join(filter(None, (value, line.doubt))) or "not measured"
+    shown = ", ".join(filter(None, (evidence(scale.report, scale.key), line.source)))
+    cells = (scale.what, found, f"{scale.none:g} to {scale.full:g}", f"{line.points:.1f} of {scale.points}", shown)
     return f"| {' | '.join(cells)} | `{scale.command}` |"

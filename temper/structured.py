@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from temper import calls
+from temper import calls, request_text
 
 NULL = {"type": "null"}
 
@@ -10,17 +10,47 @@ NULL = {"type": "null"}
 def applied(request: dict[str, Any], structure: str) -> dict[str, Any]:
     """A chat request whose answer must have the form of the task; one that asks for a form of its own stays as it is.
 
-    The tools move into the system turn that training showed the model. With `tools`, a request without them stays as it is.
+    The tools move into the system turn, as training showed them to the model. With `tools`, a request without them stays as it is.
+    One whose tool_choice is `none` has neither tools nor a form. ValueError saying what is wrong.
     """
     tools = functions(request.get("tools"))
     if request.get("response_format") or request.get("structured_outputs") or not (tools or structure == "task"):
         return request
-    messages = request["messages"]
-    if tools and (not messages or messages[0].get("role") != "system"):
-        messages = [{"role": "system", "content": prompt(tools)}, *messages]
     kept = {key: value for key, value in request.items() if key not in ("tools", "tool_choice", "parallel_tool_calls")}
-    form = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema(tools)}}
-    return kept | {"messages": messages, "response_format": form}
+    choice = request.get("tool_choice") or "auto"
+    if choice == "none":
+        return kept
+    must_call = choice != "auto"
+    form = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema(chosen(tools, choice), must_call)}}
+    return kept | {"messages": shown(request["messages"], tools), "response_format": form}
+
+
+def chosen(tools: list[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
+    """The tools that a tool_choice leaves; ValueError where it is none, or names none of them."""
+    if choice in ("auto", "required"):
+        return tools
+    asked = choice.get("function") if isinstance(choice, dict) else None
+    found = [tool for tool in tools if isinstance(asked, dict) and tool["name"] == asked.get("name")]
+    if not found:
+        raise ValueError("tool_choice: expected none, auto, required, or a function of `tools`")
+    return found
+
+
+def shown(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The turns, with the tools in the system turn after what the caller says there, unless they are in it."""
+    if not tools:
+        return messages
+    text = prompt(tools)
+    if not messages or messages[0].get("role") != "system":
+        return [{"role": "system", "content": text}, *messages]
+    system, *others = messages
+    said = system.get("content") or ""
+    if text in request_text.turn(system):
+        return messages
+    told = (
+        [*said, {"type": "text", "text": text}] if isinstance(said, list) else "\n\n".join(filter(None, (said, text)))
+    )
+    return [system | {"content": told}, *others]
 
 
 def prompt(tools: list[dict[str, Any]]) -> str:
@@ -47,10 +77,11 @@ def functions(tools: Any) -> list[dict[str, Any]]:
     return [{"parameters": empty} | tool for tool in found]
 
 
-def schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of one call to one of `tools` (without them, to anything), or null."""
+def schema(tools: list[dict[str, Any]], must_call: bool = False) -> dict[str, Any]:
+    """Of one call to one of `tools` (without them, to anything), or null unless it must be a call."""
     forms = [call({"const": tool["name"]}, tool["parameters"]) for tool in tools]
-    return {"anyOf": [*(forms or [call({"type": "string"}, {"type": "object"})]), NULL]}
+    forms = forms or [call({"type": "string"}, {"type": "object"})]
+    return {"anyOf": forms if must_call else [*forms, NULL]}
 
 
 def call(name: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands import ablation
-from temper import comparisons, crossed, graph, metrics, params, standings, study
+from temper import comparisons, crossed, graph, metrics, params, standings, study, vllm
 from temper.recipe import Recipe
 from temper.standings import Arm, Outcome, Record
 from temper.study import BASE, Comparison, Study
@@ -69,8 +69,41 @@ def test_arms_and_seeds_change_training_alone(
             assert study.identity(one.recipe, settings, plan.measure, defined, held) == one.identity
 
 
-def test_a_large_model_learns_at_the_rates_of_large_models(plan: Study, chosen: list[study.Experiment]) -> None:
+def test_every_training_that_goes_over_rows_has_as_many_passes_on_a_cpu(chosen: list[study.Experiment]) -> None:
+    """So that no arm of `methods` wins by a second look at its rows; DPO's pairs are looked at after SFT's rows."""
+    settings = {one.arm: ablation.tree(one.overrides) for one in chosen if one.seed == chosen[0].seed}
+    epochs = {settings[arm][stage].epochs for arm, stage in (("sft", "sft"), ("orpo", "orpo"), ("sft-grpo", "grpo"))}
+    assert epochs == {1}
+
+
+def test_what_an_arm_would_be_refused_for_hours_later_is_refused_while_planning(
+    plan: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def planned(arm: str, *overrides: str) -> study.Experiment:
+        return next(iter(ablation.planned(plan, [arm], [1], ablation.tree(overrides), overrides)))
+
+    def require_build(preset: str) -> None:
+        asked.append(preset)
+
+    monkeypatch.setattr(vllm, "require_build", require_build)
+
+    with pytest.raises(SystemExit, match=r"^sft\.method=qlora quantizes in CUDA code: choose hardware=gpu1 or more$"):
+        planned("sft", "sft=qlora")
+    with pytest.raises(SystemExit, match=r"^orpo\.global_batch is 3, not a multiple of micro_batch × processes = 2: "):
+        planned("orpo", "orpo.global_batch=3")
+    assert not asked
+    planned("orpo")
+    planned("sft", "hardware=gpu8", "model=llama3.1-8b")
+    assert asked == ["cpu", "gpu8"]
+
+
+def test_a_large_model_learns_at_the_rates_of_large_models(
+    plan: Study, chosen: list[study.Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every arm, the one that trains all weights at a rate of its own; what the user asks for comes last."""
+    monkeypatch.setattr(vllm, "require_build", lambda preset: None)
     overrides = ["hardware=gpu8", "model=llama3.1-8b"]
     settings = ablation.tree(overrides)
     large = {

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from benchmarks import evaluation, regressions
 from benchmarks import openness as rules
-from temper import gate, measured, metrics, openness, records
+from temper import gate, measured, metrics, openness, recipe, records
 from temper.records import Row
 from tests.test_gate import NULLS, RELEASE, ROWS, run, scored  # noqa: F401  `run` is a fixture
 
@@ -51,6 +52,7 @@ def test_a_part_is_measured_once(
     assert "openness: measured already" in capsys.readouterr().out
     assert (values["gate_missed"], values["openness_differing"], values["openness_differing_target"]) == (0, 0, 0)
     assert "openness_old" not in values
+    assert re.fullmatch("[0-9a-f]{12}(-dirty)?", values["openness_code"])
 
 
 def logged(folder: Path, task: str, samples: list[Row]) -> None:
@@ -97,6 +99,35 @@ def test_a_model_against_itself_is_told_as_often_better_as_the_verdicts_say(monk
     values = evaluation.verdicts(argparse.Namespace(draws=4))
     assert (values["verdicts_matrix_better"], values["verdicts_matrix_worse"]) == (0.25, 0.5)
     assert (values["verdicts_seeds_0.4_better"], values["verdicts_better_most"]) == (0, 0.25)
+
+
+def test_a_model_is_held_against_its_own_answers_under_other_seeds(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "REPOSITORY", trained)
+    generator = np.random.default_rng(0)
+
+    def answers(better: int) -> list[dict[str, object]]:
+        """Of which `better` seeds are always right, as no seed of one model is."""
+        wrong = {"exact": False, "valid_json": True, "argument_f1": 0.5}
+        right = {"exact": True, "valid_json": True, "argument_f1": 1.0}
+        return [
+            {
+                "id": str(number),
+                "gold": {"name": "f"},
+                "seeds": [
+                    right if seed < better or generator.random() < 0.5 else wrong for seed in range(evaluation.SAMPLED)
+                ],
+            }
+            for number in range(100)
+        ]
+
+    def share(answered: list[dict[str, object]]) -> float:
+        found = recipe.load(trained / "params.yaml")
+        return float(np.mean(["better" in evaluation.redrawn(generator, found, answered) for _ in range(20)]))
+
+    assert share(answers(0)) <= 0.2
+    assert share(answers(evaluation.SAMPLED // 2)) >= 0.5
 
 
 def test_drawn_answers_are_as_many_and_as_right_as_the_release_s() -> None:
@@ -176,10 +207,13 @@ def test_the_readme_has_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
     assert measured.table(measured.EVALUATION) == "Not measured yet."
     values = {"equality_differing": 0, "equality_compared": 1234, "equality_most": 0.0, "machine": "a machine"}
     values |= {"time_times": 4.25, "time_ours_seconds": 100.0, "time_hf_seconds": 425.0}
+    values |= {"itself_better": 0.02, "itself_better_low": 0.005, "itself_better_high": 0.05}
+    values |= {"itself_rows": 219, "itself_seeds": 24, "itself_draws": 200}
     metrics.write(tmp_path / "evaluation.json", values | {"gate_missed": 1, "gate_planted": 10, "gate_clean_failed": 0})
     table = measured.table(measured.EVALUATION)
     assert "| 0 of 1,234 differ | identical |" in table
     assert "| 4.2× (100 s, 425 s) | 3× |" in table
     assert "| 9 of 10; 0 on the clean run | all; none |" in table
+    assert "| answers of the release to 219 rows under 24 seeds, 200 draws | 2.0% (0.01–0.05) of matrices |" in table
     assert "openness" not in table.lower()
     assert json.loads((tmp_path / "evaluation.json").read_text())["time_times"] == 4.25

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -99,14 +100,39 @@ def test_the_readme_has_what_was_measured_of_training(tmp_path: Path, monkeypatc
         "sft_times_random": 2.6,
         "sft_ours_tokens_per_second": 400.0,
         "sweep_times_stages": 1.013,
+        "sweep_smoke_times_stages": 1.5,
         "sweep_extra_seconds_a_run": 6.0,
     }
     metrics.write(tmp_path / "train.json", values | {"machine": "a machine"})
     table = measured.table(measured.TRAINING)
     assert "| 2.10× its faster order, 2.60× random order (400 tokens/s) | 2× |" in table
-    assert "| +1.3% (6.0 s a run) | within 5% |" in table
+    line = "measured on the smoke preset, over the default job's by `reports/timing` | +1.3% (6.0 s a run; of the smoke preset's"
+    assert f"{line} stages +50.0%) | within 5% |" in table
     assert "Axolotl by hand" not in table
     assert "Measured on a machine" in table
+    assert "fp32 as PyTorch starts" not in table
+
+
+def test_every_lever_is_told_with_its_ratio_and_whether_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What did not help too."""
+    rates = re.findall(r"^cpu_(\w+)_tokens_per_second$", "\n".join(metrics.read(train.OUT)), re.MULTILINE)
+    assert {"default", *measured.LEVERS} >= {*train.LEVERS, *rates}
+    assert {name for name, (_, trained) in measured.LEVERS.items() if "cpu" in trained} == {*train.KEPT}
+
+    values: dict[str, Any] = {"machine": "a machine", "cpu_command": "the command"}
+    for name, rate in {"default": 100.0, "eager": 90.0, "documents": 110.0}.items():
+        each = runs(**{name: [rate - 9, rate, rate + 9]})
+        values |= train.spreads("cpu", each) | {f"cpu_{name}_times_default": rate / 100}
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    metrics.write(tmp_path / "train.json", values)
+    assert measured.table(measured.TRAINING).splitlines()[-4:] == [
+        "| attention within documents | 1.10× | 110 (101–119) | as a part |",
+        "| eager attention | 0.90× | 90 (81–99) | no |",
+        "",
+        "Medians, with the least and the most, by `the command`; fp32 as PyTorch starts: 100 (91–109).",
+    ]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Dollars for a million tokens, and when two models may be compared by them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,9 +79,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     settings = composed_at_root(["bench=bf16", "model=llama3.1-8b"])
     write(tmp_path, settings, exact=0.80, rate=40.0)
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for given in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "one"], ["tag", "v1.0.0"]):
-        subprocess.run([*git, *given], check=True)
+    subprocess.run(["git", "init", "-q"], check=True)
+    commit("v1.0.0")
     write(tmp_path, composed_at_root(["bench=bf16", "model=qwen3-14b"]), exact=0.81, rate=20.0)
     return tmp_path
 
@@ -107,6 +107,25 @@ def write(root: Path, settings: str, exact: float, rate: float) -> None:
     (root / "dvc.lock").write_text(json.dumps(lock))
 
 
+def add_quants(root: Path) -> None:
+    """Measure three quants that serve faster than their model: one keeps enough, one does not, of one nobody knows."""
+    settings = json_of((root / "params.yaml").read_text())
+    for name, rate in (("gptq", 25.0), ("awq", 80.0), ("gguf", 160.0)):
+        settings["bench"][name] = settings["bench"]["bf16"] | {"model": name}
+        metrics.write(root / f"reports/bench/{name}.json", REPORT | {"c8_tokens_per_second": rate})
+    (root / "params.yaml").write_text(json.dumps(settings | {"served": ["bf16", "gptq", "awq", "gguf"]}))
+    kept = {"released": True, "withheld": "", "exact_kept": 0.984, "unchanged": 0.86, "unjudged": ""}
+    metrics.write(root / "reports/retention/gptq.json", kept)
+    lost = {"released": False, "withheld": "exact_kept 0.844 < 0.97"}
+    metrics.write(root / "reports/retention/awq.json", kept | lost)
+
+
+def commit(tag: str) -> None:
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for given in (["add", "--all"], ["commit", "-qm", tag], ["tag", tag]):
+        subprocess.run([*git, *given], check=True)
+
+
 def json_of(text: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
@@ -125,19 +144,48 @@ def test_two_models_of_one_quality_are_compared_by_their_cheapest(
     assert "Claude Haiku 4.5" in said
 
 
+def test_a_quant_that_is_withheld_is_shown_as_such_and_is_nobodys_cheapest(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_quants(tree)
+    commit("quants")
+    command.main(["quants"])
+    lines = capsys.readouterr().out.splitlines()
+    shares = "98% of exact answers kept, 86% unchanged"
+    for variant, note in (
+        ("gptq", shares),
+        ("awq", "withheld: exact_kept 0.844 < 0.97"),
+        ("gguf", "withheld: not measured"),
+    ):
+        ends = [line.rstrip().endswith(note) for line in lines if line.split()[:1] == [variant]]
+        assert ends == [True, False] * 2, f"{variant}: once in each of two tables"
+    # gptq's: 0.1008 / (3600 × 25 × 0.5) × 1e6
+    assert "cheapest this tree $2.240, quants $2.240" in lines[-1]
+
+
 def test_scores_on_other_test_rows_are_not_compared(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tree / "dvc.lock").write_text((tree / "dvc.lock").read_text().replace("abc", "def"))
     command.main(["v1.0.0"])
-    assert f"this tree and v1.0.0: {command.OTHER}\n" in capsys.readouterr().out
+    assert f"this tree and v1.0.0: {command.OTHER}{command.BY_TOKENS}\n" in capsys.readouterr().out
+    commit("same-model")
+    (tree / "dvc.lock").write_text((tree / "dvc.lock").read_text().replace("def", "ghi"))
+    command.main(["same-model"])
+    assert f"this tree and same-model: {command.OTHER}\n" in capsys.readouterr().out
+
+
+def test_what_the_message_sets_has_every_base_asked_the_same() -> None:
+    (override,) = re.findall(r"-S ([\w.]+=\w+)", command.BY_TOKENS)
+    both = [json_of(composed_at_root([f"model={name}", override])) for name in ("llama3.1-8b", "qwen3-14b")]
+    stages = ("ingest", "dedup", "quality", "pii", "split", "contamination", "mix")
+    assert [both[0][stage] for stage in stages] == [both[1][stage] for stage in stages]
+    assert both[0]["ingest"]["max_tokens"] is None, "with a limit, ingest reads the tokenizer of the base"
 
 
 def test_a_revision_from_before_power_was_asked_is_read(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = json_of((tree / "params.yaml").read_text())
     del settings["cost"]["power"]
     (tree / "params.yaml").write_text(json.dumps(settings))
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for given in (["add", "--all"], ["commit", "-qm", "old"], ["tag", "old"]):
-        subprocess.run([*git, *given], check=True)
+    commit("old")
     command.main(["old"])
     assert "this tree and old: one quality: +0.0 points" in capsys.readouterr().out
     del settings["cost"]

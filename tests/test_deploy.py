@@ -386,6 +386,37 @@ def test_a_token_in_the_address_of_origin_is_not_written(checkout: Path, address
     assert all("s3cret" not in file.read_text() for file in Path("deploy/release").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("git@github.com:o/r.git", "https://github.com/o/r.git"),
+        ("git@github.com:/o/r.git", "https://github.com/o/r.git"),
+        ("ssh://git@github.com/o/r.git", "https://github.com/o/r.git"),
+        ("git@gitlab.com:group/sub/r.git", "https://gitlab.com/group/sub/r.git"),
+    ],
+)
+def test_an_origin_by_ssh_is_fetched_by_https_where_both_are_known_to_be_one(
+    checkout: Path, address: str, expected: str
+) -> None:
+    git("remote", "add", "origin", address)
+    assert written("deploy.repository=null")["model"]["repository"] == expected
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "git@git.example.org:o/r.git",
+        "ssh://git@github.com:22/o/r.git",
+        "http://example.org/r.git",
+        "/srv/r.git",
+        "../r",
+    ],
+)
+def test_an_address_that_the_cluster_cannot_fetch_from_is_refused(checkout: Path, address: str) -> None:
+    git("remote", "add", "origin", address)
+    assert refused("deploy.repository=null").startswith(f"deploy.repository: {address}: is fetched by https alone")
+
+
 def test_resources_are_what_plan_counts(checkout: Path) -> None:
     held = written()["resources"]
     run = plan.prepared(text_of(()))
@@ -779,6 +810,12 @@ def test_systemd_starts_what_the_chart_starts(checkout: Path) -> None:
     assert f"/var/log/{re.findall(r'^LogsDirectory=(.*)$', unit, re.MULTILINE)[0]}" == section["log"]["folder"]
     fetched, started = unit.index("ExecStartPre="), unit.index("ExecStart=")
     assert fetched < started
+
+
+def test_systemd_leaves_the_engine_what_it_lists_network_interfaces_by() -> None:
+    unit = (ROOT / "deploy/temper.service").read_text()
+    (families,) = re.findall(r"^RestrictAddressFamilies=(.*)$", unit, re.MULTILINE)
+    assert set(families.split()) == {"AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"}
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:

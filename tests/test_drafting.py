@@ -88,7 +88,7 @@ def refused(method: str, *overrides: str) -> str:
 
 @pytest.mark.usefixtures("run")
 def test_a_draft_is_served_as_it_was_measured_and_off_where_it_was_slower() -> None:
-    assert told("ngram") == {
+    assert told("ngram", "serve.limits.concurrent=8") == {
         "method": "ngram",
         "num_speculative_tokens": "3",
         "prompt_lookup_min": "2",
@@ -99,6 +99,34 @@ def test_a_draft_is_served_as_it_was_measured_and_off_where_it_was_slower() -> N
     assert head["num_speculative_tokens_per_batch_size"] == "[[1,1,3],[2,64,0]]"
     few = told("eagle3", "serve.limits.concurrent=4")
     assert few["num_speculative_tokens_per_batch_size"] == "[[1,1,3],[2,4,0]]"
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize(
+    ("last", "served", "expected"),
+    [
+        # Of 64 callers, 32 waited: no batch of more than 32 was measured, whatever came of it.
+        (300.0, 64, "[[1,32,3],[33,64,0]]"),
+        (900.0, 64, "[[1,32,3],[33,64,0]]"),
+        (300.0, 32, None),
+        (300.0, 16, None),
+    ],
+)
+def test_a_draft_is_off_in_batches_larger_than_were_measured(last: float, served: int, expected: str | None) -> None:
+    plain = {"c64_tokens_per_second": 400.0}
+    locked(measured(bf16=plain, ngram={"c32_tokens_per_second": 500.0, "c64_tokens_per_second": last}))
+    found = told("ngram", f"serve.limits.concurrent={served}", "bench.ngram.sequences=64")
+    assert found.get("num_speculative_tokens_per_batch_size") == expected, (
+        "the run of `bench` counts, not its settings now"
+    )
+
+
+@pytest.mark.usefixtures("run")
+def test_a_draft_that_pays_in_no_batch_that_is_served_is_refused() -> None:
+    locked(measured(ngram={"c1_tokens_per_second": 30.0}))
+    assert "pays at no batch measured up to serve.limits.concurrent=1 (1: 0.75× (off)" in refused(
+        "ngram", "serve.limits.concurrent=1"
+    )
 
 
 @pytest.mark.usefixtures("run")

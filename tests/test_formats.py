@@ -226,6 +226,8 @@ def test_text_and_pages() -> None:
         ({"instruction": 5, "output": "x"}, "alpaca", "type", "instruction is a int"),
         ({"instruction": "x", "output": "y", "history": "z"}, "alpaca", "type", "history"),
         ({"prompt": "x", "completion": ["y"]}, "prompt-completion", "type", "role and content"),
+        ({"prompt": "1 + 2?", "completion": "7", "label": False}, None, "disliked", "chosen and rejected"),
+        ({"prompt": "1 + 2?", "completion": "7", "label": "False"}, None, "disliked", "chosen and rejected"),
         ({"chosen": "a", "rejected": "b"}, "preference", "columns", "without a prompt"),
         ({"prompt": "x", "chosen": "a", "rejected": "a"}, "preference", "same", "are one"),
         ({"prompt": "x", "chosen": 1, "rejected": "a"}, "preference", "type", "an answer is a int"),

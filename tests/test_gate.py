@@ -7,25 +7,33 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
 
+from benchmarks import regressions
 from commands.compose import composed
+from scripts import contamination
 from scripts import gate as stage
 from temper import (
+    benchmarks,
     comparisons,
     evaluation_matrix,
+    extraction,
     gate,
     graph,
     metrics,
     params,
+    probes,
     recipe,
     records,
     released,
+    safety,
     safety_matrix,
 )
 from temper.evaluation_matrix import Evaluated
@@ -60,6 +68,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         metrics.write(f"reports/retention/{name}.json", {"exact_kept": kept, "released": True, "withheld": ""})
     for variant in ("base", RELEASE):
         records.write(f"data/safety/{variant}.jsonl", probed())
+        copy(f"reports/safety/{variant}.json")
     released.FILE.write_text(released.text("v0.1.0", scored(GOLDEN, 0.54)))
     return tmp_path
 
@@ -148,11 +157,13 @@ def test_a_sound_release_passes_and_every_figure_is_written(run: Path, capsys: p
         assert f"{verdict:<8} {name}: " in printed
         assert f"({limit})" in printed
         assert value != ""
-    assert [name for name, _, _, verdict in table if verdict == SKIPPED] == ["safety_helped"]
+    unasked = ["safety_bbq", "safety_exposure", "safety_helped", "safety_winogender"]
+    assert [name for name, _, _, verdict in table if verdict == SKIPPED] == unasked
     assert values["safety_helped_value"].startswith("trained on calls alone")
     assert values["retention_gguf_value"] == 0.97
     asked = {name for name, *_ in table if name.startswith("safety_")}
-    assert asked == {f"safety_{name}" for name in ("refusals", "privacy", "served", "helped", "clean", "discreet")}
+    measures = ("refusals", "privacy", "served", "helped", "clean", "discreet", "bbq", "winogender")
+    assert asked == {f"safety_{name}" for name in (*measures, "false_refusals", "memory", "exposure")}
     assert values["safety_refusals_value"] == "no difference: +0.0 (-1.4 to +1.4), n = 152, p = 1.000"
     assert values["safety_refusals_limit"] == "not worse than base"
     assert values["exact_over_base_value"].startswith("better: +5")
@@ -208,6 +219,14 @@ PLANTED: dict[str, tuple[Edit, list[str]]] = {
     ),
     "safety, abuse": (behaving(abusive=0.05), ["safety_clean"]),
     "safety, leaks": (behaving(leaking=0.05), ["safety_discreet"]),
+    "safety, bias": (lambda: regressions.stereotype(RELEASE, "base", probes.BBQ), ["safety_bbq"]),
+    "safety, gender": (lambda: regressions.stereotype(RELEASE, "base", probes.WINOGENDER), ["safety_winogender"]),
+    "safety, more refused than the target": (
+        edited(f"safety/{RELEASE}", false_refusals=0.1, false_refusals_low=0.055),
+        ["safety_false_refusals"],
+    ),
+    "safety, rows known by heart": (edited(f"safety/{RELEASE}", verbatim_more_low=0.3), ["safety_memory"]),
+    "safety, secrets known by heart": (edited(f"safety/{RELEASE}", exposure_fitted_most=27.0), ["safety_exposure"]),
 }
 
 
@@ -259,6 +278,7 @@ def test_own_tasks_and_benchmarks_must_not_be_worse_where_there_are_such(
     run: Path, shares: tuple[float, float], failed: set[str]
 ) -> None:
     Path("params.yaml").write_text(text_of("gate=report", f"evaluate.tasks=[{INTENT}]"))
+    edited("contamination", benchmark_gsm8k=1319)()
     for variant in ("base", "sft"):
         asked_more(variant, 0.8, 0.7)
     asked_more(RELEASE, *shares)
@@ -267,6 +287,74 @@ def test_own_tasks_and_benchmarks_must_not_be_worse_where_there_are_such(
     found = {name for name, _, _, verdict in gate.table(values) if verdict == FAILED}
     assert found == failed | {name.replace("_base", "_sft") for name in failed}
     assert {values[f"{name}_verdict"] for name in ("abstain_over_base", "choose_over_sft")} == {gate.PASSED}
+
+
+@pytest.mark.parametrize(("looked_for", "verdict"), [({}, FAILED), ({"benchmark_mmlu-pro": 12032}, gate.PASSED)])
+def test_what_is_scored_is_looked_for_in_what_is_trained_on(
+    run: Path, looked_for: dict[str, float], verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("params.yaml").write_text(text_of("gate=report"))
+    for variant in ("base", "sft", RELEASE):
+        sample = {"benchmark": "mmlu_pro", "task": "law", "filter": "none", "item": 1, "scores": {"acc": 1.0}}
+        records.write(f"data/evaluate/{variant}-benchmarks.jsonl", [sample])
+    edited("contamination", **looked_for)()
+    stage.main()
+    failed = {name for name, *_, verdict in gate.table(metrics.read(gate.REPORT)) if verdict == FAILED}
+    assert metrics.read(gate.REPORT)["contamination_mmlu_pro_verdict"] == verdict
+    assert failed == ({"contamination_mmlu_pro"} if verdict == FAILED else set())
+    assert ("contamination=files or hub" in capsys.readouterr().out) is bool(failed)
+
+
+@pytest.mark.parametrize(("scored", "looked_for"), [("hub", "hub"), ("benchmarks", "files")])
+def test_every_benchmark_that_a_preset_scores_another_looks_for(run: Path, scored: str, looked_for: str) -> None:
+    settings = yaml.safe_load(text_of(f"evaluate={scored}", f"contamination={looked_for}"))
+    samples = [{"benchmark": one["name"]} for one in settings["evaluate"]["benchmarks"]]
+    found = {f"benchmark_{one['name']}": 1 for one in settings["contamination"]["benchmarks"]}
+    metrics.write("reports/contamination.json", found)
+    assert {check.verdict for check in gate.looked_for(samples, "none")} == {gate.PASSED}
+
+
+PUBLISHED: dict[str, tuple[Row, list[str]]] = {
+    "hellaswag": (
+        {"ind": 24, "ctx_a": "A man sits.", "ctx_b": "he", "ctx": "A man sits. he", "endings": ["rips.", "eats."]},
+        ["A man sits. he\nrips.\neats.", "A man sits. he\nA. rips.\nB. eats."],
+    ),
+    "arc-challenge": (
+        {"id": "M_1", "question": "Which is densest?", "choices": {"text": ["Ice", "Lead"], "label": ["A", "B"]}},
+        ["Which is densest?"],
+    ),
+    "truthfulqa": (
+        {"question": "What do dogs see?", "best_answer": "Yellow and blue", "correct_answers": ["Blue"]},
+        ["What do dogs see?\nYellow and blue"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_benchmarks_of_the_hub_are_read_as_they_are_published(tmp_path: Path, name: str) -> None:
+    row, texts = PUBLISHED[name]
+    (tmp_path / "params.yaml").write_text(text_of("contamination=hub"))
+    settings = params.load("contamination", contamination.Contamination, tmp_path / "params.yaml")
+    (stated,) = (one for one in settings.benchmarks if one.name == name)
+    path = tmp_path / "rows.jsonl"
+    records.write(path, [row])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    local = replace(stated, kind="file", file=str(path), sha256=digest)
+    assert [item.text for item in benchmarks.items(local)] == texts
+
+
+def test_the_format_of_own_tasks_has_a_limit_where_no_row_has_a_call(run: Path) -> None:
+    order = "{name:order,sources:orders.jsonl,metrics:[exact_match,valid_json,valid_schema],labels:null,schema:{}}"
+    Path("params.yaml").write_text(text_of("gate=report", f"evaluate.tasks=[{order}]"))
+    edited(f"evaluate/{RELEASE}", n=0, valid_json_low=0.0, order_valid_json_low=0.95, order_valid_schema_low=0.8)()
+    stage.main()
+    values = metrics.read(gate.REPORT)
+    found = {name: verdict for name, *_, verdict in gate.table(values) if name.startswith("format")}
+    assert found == {
+        "format": SKIPPED,
+        "format_order_valid_json": gate.PASSED,
+        "format_order_valid_schema": FAILED,
+    }
 
 
 def test_a_check_that_fails_alone_names_no_other(run: Path) -> None:
@@ -280,8 +368,9 @@ def test_a_few_refusals_less_are_chance_and_more_are_not_worse(shares: dict[str,
     found = safety_matrix.differences(probed(**shares), probed(), True, 0.95, 17)
     remedies = params.load("gate", stage.Gate).safety
     checks = gate.decided(list(gate.safe(remedies, recipe.load(), found, True)), 0.95)
-    assert len(checks) == 6
-    assert {check.verdict for check in checks} == {gate.PASSED}
+    passed = {check.name for check in checks if check.verdict == gate.PASSED}
+    assert passed == {f"safety_{name}" for name in remedies.keys() - {"bbq", "winogender"}}
+    assert FAILED not in {check.verdict for check in checks}
 
 
 def test_the_same_model_asked_again_is_stopped_as_seldom_as_the_confidence_says() -> None:
@@ -325,6 +414,49 @@ def test_all_comparisons_of_the_gate_are_one_family(run: Path) -> None:
     assert FAILED in {check.verdict for check in gate.decided(alone, 0.95)}
     stage.main()
     assert metrics.read(gate.REPORT)["golden_exact_value"].startswith("no difference: -21.6")
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(9, SKIPPED), (GOLDEN, FAILED)])
+def test_golden_rows_that_are_too_few_to_tell_a_loss_of_all_are_no_evidence_of_parity(
+    run: Path, count: int, verdict: str
+) -> None:
+    Path("params.yaml").write_text(text_of("gate=report"))
+    released.FILE.write_text(released.text("v0.1.0", scored(count, 1.0)))
+    answered(0.0, 1.0, "-golden", count)()
+    stage.main()
+    values = metrics.read(gate.REPORT)
+    assert values["golden_exact_verdict"] == verdict
+    few = f"too few to tell: all {count} that v0.1.0 scored on may be lost by chance: raise split.golden"
+    assert (values["golden_exact_value"] == few) is (verdict == SKIPPED)
+
+
+def test_where_the_last_release_scored_on_no_golden_row_nothing_can_be_lost(run: Path) -> None:
+    released.FILE.write_text(released.text("v0.1.0", scored(GOLDEN, 0.0)))
+    stage.main()
+    assert metrics.read(gate.REPORT)["golden_exact_verdict"] == gate.PASSED
+
+
+def test_few_golden_rows_that_are_answered_better_pass() -> None:
+    last = released.Released("v0.1.0", {row["id"]: row for row in scored(30, 0.1)})
+    checks = gate.decided(list(gate.golden_parity(last, scored(30, 1.0), 0.95, 17, "none")), 0.95)
+    assert {check.name: check.verdict for check in checks}["golden_exact"] == gate.PASSED
+
+
+def test_canaries_that_nobody_knows_seldom_stop_a_release() -> None:
+    limit = params.load("gate", stage.Gate).limits["safety_exposure"]
+    assert limit.most
+    assert 1 - (1 - 2**-limit.most) ** len(extraction.CANARIES) < 0.05
+
+
+def test_bias_is_counted_as_the_card_has_it(run: Path) -> None:
+    regressions.stereotype(RELEASE, "base", probes.BBQ)
+    regressions.stereotype(RELEASE, "base", probes.WINOGENDER)
+    rows = list(records.read(f"data/safety/{RELEASE}.jsonl"))
+    published = safety.people(rows, 0.95, 17)
+    means = {measure: fmean(of.values()) for measure, of in gate.fair(rows).items()}
+    assert means == {"bbq": -published["bbq_ambiguous_bias"], "winogender": published["winogender_parity"]}
+    with pytest.raises(SystemExit, match=r"^data/responses: .*dvc repro safety"):
+        gate.fairness(rows, rows[:-1], 0.95, 17)
 
 
 def test_as_many_private_probes_as_the_default_has_find_a_loss_of_thirteen_points() -> None:

@@ -460,7 +460,7 @@ class GuardModel(Asked):
     """A stand-in that objects to texts with `bad` and notes the answers that it was asked about."""
 
     def __init__(self, window: int, verdict: str = BLOCKED, on_failure: str = "block") -> None:
-        super().__init__(Endpoint("http://x", "guard", None, 1.0, [{}], [{}], "unsafe", window, on_failure))
+        super().__init__(Endpoint("http://x", "guard", None, 1.0, [{}], [{}], "unsafe", "safe", window, on_failure))
         self.verdict = verdict
         self.seen: list[str] = []
 

@@ -126,13 +126,14 @@ class GuardModel(BaseHTTPRequestHandler):
     """A stand-in for an endpoint with a guard model: it objects to texts with `bad`, in the words that it is told."""
 
     reply = "unsafe\nS1"
+    fine = "safe"
     status = 200
     asked: list[dict[str, Any]] = []  # noqa: RUF012
 
     def do_POST(self) -> None:
         question = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.asked.append(question | {"authorization": self.headers["authorization"]})
-        text = self.reply if "bad" in question["messages"][-1]["content"] else "safe"
+        text = self.reply if "bad" in question["messages"][-1]["content"] else self.fine
         body = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
         self.send_response(self.status)
         self.send_header("content-length", str(len(body)))
@@ -144,9 +145,11 @@ class GuardModel(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def guard_model(reply: str = "unsafe\nS1", status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def guard_model(
+    reply: str = "unsafe\nS1", status: int = 200, fine: str | None = "safe"
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     asked: list[dict[str, Any]] = []
-    handler = type("Handler", (GuardModel,), {"reply": reply, "status": status, "asked": asked})
+    handler = type("Handler", (GuardModel,), {"reply": reply, "status": status, "fine": fine, "asked": asked})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as stub:
         threading.Thread(target=stub.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{stub.server_port}/v1", asked
@@ -189,6 +192,38 @@ def test_shieldgemma_is_asked_once_a_policy_and_otherwise_of_an_answer_than_of_a
     assert all("The prompt shall not" in text for text in of_request)
     assert all("The chatbot shall not" in text for text in of_answer)
     assert len(of_request) == len(endpoint.asked)
+
+
+WORDS_OF = {"llama-guard": ("safe", "unsafe\nS1"), "shieldgemma": ("No", "Yes")}
+
+
+@pytest.mark.parametrize("name", WORDS_OF)
+@pytest.mark.parametrize(
+    "reply", ["", None, "\n", "uns", "saf", "N", "I cannot judge this.", "None", "safety first", "Yesterday"]
+)
+def test_a_reply_that_says_neither_safe_nor_unsafe_is_no_verdict(name: str, reply: str | None) -> None:
+    with guard_model(fine=reply) as (url, _):
+        found = find(preset(name, url), "fine")
+    assert found and found.verdict == FAILED
+    assert "\n" not in found.rule
+
+
+@pytest.mark.parametrize(("name", "safe", "unsafe"), [(name, *words) for name, words in WORDS_OF.items()])
+def test_each_preset_knows_its_models_words(name: str, safe: str, unsafe: str) -> None:
+    with guard_model(reply=unsafe, fine=safe) as (url, _):
+        assert find(preset(name, url), "fine") is None
+        found = find(preset(name, url), "bad")
+    assert found and found.verdict == BLOCKED
+
+
+def test_an_objection_counts_beside_a_question_without_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = iter([Finding(FAILED, ""), Finding(BLOCKED, "Yes"), None])
+
+    async def reply(*_: object) -> Finding | None:
+        return next(replies)
+
+    monkeypatch.setattr(Asked, "_reply", reply)
+    assert find(preset("shieldgemma", "http://x", asked=[{}, {}, {}]), "bad") == Finding(BLOCKED, "Yes")
 
 
 def test_a_guard_that_does_not_reply_is_a_finding() -> None:

@@ -162,6 +162,26 @@ def test_what_was_labelled_stays(site: Path) -> None:
     assert [row["label"] for row in queue()] == [None, "null"], "not found again, and not lost"
 
 
+@pytest.mark.parametrize("days", ["null", "10"], ids=["with the first exchange", "without it"])
+def test_a_label_is_of_the_prompt_whichever_exchange_is_shown(site: Path, days: str) -> None:
+    month = list(traffic_month.month(replace(CLEAN, failing=0.0, repeated=0)))
+    asked = traffic_month.DOMAINS[0], "Weather in Lima, please", "null"
+    first = [traffic_month.record("a", 1.0, *asked), traffic_month.feedback("a", 1.0, score=0.2)]
+    second = [traffic_month.record("b", 25.0, *asked), traffic_month.feedback("b", 25.0, "down")]
+    records.write("logs/requests.jsonl", month + first)
+    mined()
+    (row,) = queue()
+    assert (row["id"], row["label"]) == ("a", None)
+    older = {key: value for key, value in row.items() if key != "prompt"}
+    for before in (row, older):
+        records.write("mined/queue.jsonl", [before | {"label": "null"}])
+        records.write("logs/requests.jsonl", month + first + second)
+        mined(f"mine.days={days}", "mine.drift.window_days=30")
+        assert queue() == [before | {"label": "null"}]
+    mine.main(["labels", "mined/queue.jsonl"])
+    assert len(made("failures")) == 1
+
+
 def test_the_report_has_its_pictures(site: Path) -> None:
     log(replace(DRIFTING["longer answers"], failing=CLEAN.failing))
     values = mined()

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,9 +22,13 @@ class Registry(BaseHTTPRequestHandler):
     versions: list[dict[str, Any]]
     aliases: dict[str, str]
     headers_seen: list[str | None]
+    refuses: bool
+    """All that is asked, as to one without permission."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.refuses:
+            return self.answer(403, {"error_code": "PERMISSION_DENIED", "message": "ask\nan admin"})
         self.headers_seen.append(self.headers.get("Authorization"))
         endpoint = self.path.removeprefix(PREFIX)
         if endpoint == "registered-models/create":
@@ -40,6 +45,8 @@ class Registry(BaseHTTPRequestHandler):
         return self.answer(404, {})
 
     def do_GET(self) -> None:
+        if self.refuses:
+            return self.answer(403, {"error_code": "PERMISSION_DENIED", "message": "ask\nan admin"})
         (alias,) = parse_qs(urlsplit(self.path).query)["alias"]
         if alias not in self.aliases:
             return self.answer(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": f"alias {alias}\nnot found"})
@@ -54,17 +61,25 @@ class Registry(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@contextmanager
+def serving() -> Iterator[str]:
+    """The address of an empty registry."""
     Registry.models, Registry.versions, Registry.aliases, Registry.headers_seen = set(), [], {}, []
-    for name in ("URI", "TOKEN", "USERNAME", "PASSWORD"):
-        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    Registry.refuses = False
     with HTTPServer(("127.0.0.1", 0), Registry) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in ("URI", "TOKEN", "USERNAME", "PASSWORD"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    with serving() as found:
+        yield found
 
 
 def test_a_release_is_a_version_and_a_stage_an_alias(address: str) -> None:
@@ -85,6 +100,29 @@ def test_what_the_server_refuses_is_said_in_its_words(address: str) -> None:
         mlflow._post(address, "nowhere", {})
     with pytest.raises(mlflow.Refused, match=r"^URLError: "):
         mlflow.register("http://127.0.0.1:9", "model", "v1.0.0", "", {})
+
+
+def test_what_was_told_already_is_told_again_without_a_second_version(address: str) -> None:
+    numbers = [mlflow.register(address, "model", release, "", {}) for release in ("v1.0.0", "v1.1.0", "v1.0.0")]
+    assert numbers == ["1", "2", "1"]
+    assert len(Registry.versions) == 2
+
+
+@pytest.mark.parametrize(
+    ("answered", "said"),
+    [
+        (b"", "RemoteDisconnected: "),
+        (b"200 fine", "BadStatusLine: "),
+        (b"HTTP/1.0 200 OK\r\n\r\n\xff", "UnicodeDecodeError: "),
+    ],
+)
+def test_what_is_no_answer_is_a_refusal_too(
+    address: str, answered: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method in ("do_GET", "do_POST"):
+        monkeypatch.setattr(Registry, method, lambda self: self.wfile.write(answered))
+    with pytest.raises(mlflow.Refused, match=f"^{said}"):
+        mlflow.register(address, "model", "v1.0.0", "", {})
 
 
 def test_credentials_are_those_of_mlflow_s_own_client(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from scripts import card as stage
 from scripts.card import About, Card
-from temper import evaluation_matrix, hub, metrics, mof, pages, params, records, safety_section
+from temper import evaluation_matrix, graph, hub, metrics, mof, pages, params, records, safety_section
 from temper.cost import Api, Cost, Power, Price
 from temper.evaluation_matrix import Evaluated
 from temper.recipe import Recipe
@@ -88,7 +89,7 @@ def results() -> Results:
         variant: {"n": 90, "call_n": 60, "null_n": 30, "n_in_live": 90}
         | {f"{name}{end}": share for name in MEASURES for end, share in interval(place).items()}
         | {f"exact{end}_in_live": share for end, share in interval(place).items()}
-        | {"domain_perplexity": 3.25, "domain_bits_per_byte": 0.5}
+        | {"domain_perplexity": 3.25, "domain_bits_per_byte": 0.5, "domain_n": 32, "general_n": 48}
         | {"general_perplexity": 20.0 + place, "general_bits_per_byte": 1.0 + place / 10}
         for place, variant in enumerate(VARIANTS)
     }
@@ -102,13 +103,22 @@ def results() -> Results:
     stages["training/dpo"] = {"train_loss": 0.6543, "steps": 5}
     stages["quantize/gguf"] = {"type": "Q4_K_M", "bytes": 105e6, "bf16_bytes": 270e6, "bits_per_weight": 6.21}
     stages["quantize/gptq"] = {"bytes": 99e6, "bf16_bytes": 270e6, "bits_per_weight": 5.87}
-    kept = {"exact_kept": 0.98, "unchanged": 0.87, "kl": 0.0321, "kl_p99": 0.4, "perplexity_ratio": 1.04}
+    kept = {
+        "exact_kept": 0.98,
+        "kl": 0.0321,
+        "kl_p99": 0.4,
+        "perplexity_ratio": 1.04,
+        "positions": 3586,
+        "answers": 200,
+    }
+    kept |= spread("unchanged", 0.875) | {"exact_change": -0.01, "exact_change_low": -0.03, "exact_change_high": 0.015}
     stages["retention/gguf"] = kept | {"released": True, "withheld": ""}
     stages["retention/gptq"] = kept | {"exact_kept": 0.9, "released": False, "withheld": "exact_kept 0.9 < 0.97"}
     parts = {
         "tokens_per_second": 48.0,
         "tokens_per_second_least": 45.0,
         "tokens_per_second_most": 49.0,
+        "requests": 72,
         "requests_per_second": 1.5,
         "prompt_tokens": 320.0,
         "ttft_p50_ms": 31.0,
@@ -152,7 +162,7 @@ def spread(name: str, value: float) -> dict[str, float]:
 GUARDED: dict[str, Any] = {"n_harmbench": 40, "n_xstest_safe": 25} | spread("offline_unseen_false_positives", 0.5)
 for guard, share in (("offline", 0.875), ("lexical", 0.125), ("both", 0.9375)):
     for what in ("recall", "precision", "false_positives", "harmbench_recall", "xstest_safe_false_positives"):
-        GUARDED |= spread(f"{guard}_{what}", share)
+        GUARDED |= spread(f"{guard}_{what}", share) | {f"{guard}_blocked": 36}
 
 
 def asked(place: int) -> dict[str, Any]:
@@ -161,7 +171,7 @@ def asked(place: int) -> dict[str, Any]:
     found: dict[str, Any] = {"bbq_n": 0, "winogender_n": 0, "canaries_n": 0, "false_refusals_most": 0.05}
     for name in ("refusals", "harmful", "jailbreak", "served", "helped", "clean", "discreet"):
         found |= spread(name, value) | {f"{name}_n": 32}
-    found |= spread("benign_abstained", 0.8125)
+    found |= spread("benign_abstained", 0.8125) | {"benign_n": 16}
     found |= {
         "verbatim_more": 0.125,
         "verbatim_more_low": -0.0625,
@@ -224,7 +234,10 @@ def likelihoods() -> dict[str, list[dict[str, Any]]]:
 
 
 def test_speculation_is_told_with_what_it_gains_and_where_it_is_off(results: Results) -> None:
-    head, ngram = ["1.75 (1.88: 0.62, 0.25)", "1.25 (1.88: 0.62, 0.25)"], ["1.50 (1.50: 0.50)", "1.00 (1.50: 0.50)"]
+    head, ngram = (
+        ["1.75 (1.88: 0.62, 0.25; n = 8)", "1.25 (1.88: 0.62, 0.25; n = 8)"],
+        ["1.50 (1.50: 0.50; n = 8)", "1.00 (1.50: 0.50; n = 8)"],
+    )
     rest = ["+0.50", "3 of 1,024", "8: 1.25× (on)"]
     assert f"| eagle3 | {' | '.join(head + rest)} |" in carded(results)
     assert f"<td>ngram</td><td>{'</td><td>'.join(ngram + rest)}</td>" in reported(results)
@@ -257,15 +270,15 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
         "0.025 kWh and $0.01: time on each device at 250 W\n(https://example.org/power; an estimate",
         f"`models/dpo` `{'cd' * 32}`",
         "Q4_K_M, 105 MB of 270 MB, 6.21 bits",
-        "| bf16 | 8 | 48 (45–49) | 31 / 41 | 20.5 / 29.5 | 1.16 |",  # $0.1 / (3600 × 48 × 0.5) × 1e6
-        "| ngram | 1 | 24 (22–24) |",
+        "| bf16 | 8 | 72 | 48 (45–49) | 31 / 41 | 20.5 / 29.5 | 1.16 |",  # $0.1 / (3600 × 48 × 0.5) × 1e6
+        "| ngram | 1 | 36 | 24 (22–24) |",
         "Prompts of 320 tokens, answers of 32.",
         "Dollars at 0.1 an hour (https://example.org/prices, 2026-05-07) and 50% of the rate asked for",
         "Small $3.00 (2026-05-01)",  # 1.0 + 0.2 × 320 / 32
         "1 checks passed, 0 failed, 1 were skipped",
         "| format | 0.94 | at least 0.9 | passed |",
         "| safety | no stage of this recipe writes it | at least 0 | skipped |",
-        "- 135 million parameters.\n- One call an answer.\n",
+        "- 135 million parameters (`make base` counts them).\n- One call an answer.\n",
         "(SFT → DPO) to call functions.\nA demonstration.\n\nMade",
         'tags: ["function-calling", "sft", "dpo", "gguf"]\n',
     )
@@ -278,13 +291,16 @@ def test_the_card_has_front_matter_and_every_figure(results: Results) -> None:
 def test_a_quant_that_lost_too_much_is_named_and_not_offered(results: Results) -> None:
     card = carded(results)
     assert (
-        "- `models/gguf/model.gguf`: Q4_K_M, 105 MB of 270 MB, 6.21 bits a weight; 98% of exact answers kept, 87% of"
+        "- `models/gguf/model.gguf`: Q4_K_M, 105 MB of 270 MB, 6.21 bits a weight; 87.5% (81.2–93.8) of 200 answers unchanged, "
+        "98% (-1.0 points, -3.0 to +1.5) of the exact ones among them kept, KL 0.032 over 3,586 tokens, without an interval."
         in card
     )
     assert "gptq is not released: exact_kept 0.9 < 0.97.\n" in card
     assert "models/gptq" not in card
     report = reported(results)
     assert "<td>no: exact_kept 0.9 &lt; 0.97</td>" in report
+    cells = ("3586", "1.040", "0.0321 (0.4)", "200", "87.5% (81.2–93.8)", "98% (-1.0 points, -3.0 to +1.5)", "yes")
+    assert f"<td>{'</td><td>'.join(cells)}</td>" in report
     assert "105 MB" in report and "99 MB" not in report
     none = replace(results, recipe=replace(RECIPE, formats=[]))
     assert "## Quantized releases\n\nNone.\n" in carded(none)
@@ -296,13 +312,14 @@ def test_what_else_is_measured_has_a_table(results: Results) -> None:
     for variant, value in zip(VARIANTS, (0.25, 0.5, 0.75), strict=True):
         own = {"choose": value, "gsm8k_exact_match": value / 2, "golden_exact": 1.0, "choose_norm": 1.0}
         spans = {f"{key}{end}": of for key, of in own.items() for end in ("", "_low", "_high")}
-        results.stages[f"evaluate/{variant}"] |= spans | {"gsm8k_n": 7}
+        results.stages[f"evaluate/{variant}"] |= spans | {"choose_n": 35, "gsm8k_n": 7, "gsm_n": 5}
     card = carded(results)
     assert (
-        "| the right tool likeliest among several | 25.0% (25.0–25.0) | 50.0% (50.0–50.0) | 75.0% (75.0–75.0) |" in card
+        "| the right tool likeliest among several | 35 | 25.0% (25.0–25.0) | 50.0% (50.0–50.0) | 75.0% (75.0–75.0) |"
+        in card
     )
-    assert "| gsm8k_exact_match | 12.5% (12.5–12.5) |" in card
-    assert "<td>the right tool likeliest among several</td><td>25.0% (25.0–25.0)</td>" in reported(results)
+    assert "| gsm8k_exact_match | 7 | 12.5% (12.5–12.5) |" in card
+    assert "<td>the right tool likeliest among several</td><td>35</td><td>25.0% (25.0–25.0)</td>" in reported(results)
     assert "golden_exact" not in card and "choose_norm" not in card
 
 
@@ -317,20 +334,21 @@ def spanned(**values: float) -> dict[str, float]:
 def test_a_judge_stands_beside_what_it_is_worth(results: Results) -> None:
     chosen = replace(results, recipe=replace(RECIPE, judged=["dpo"], scored=["reward", "dpo"]))
     won = spanned(win_rate=0.7, length_controlled_win_rate=0.6) | {"ties": 3, "prompts": 64, "win_verdict": "better"}
-    rated = {"mt_bench_base": 2.5, "mt_bench_dpo": 3.25}
+    rated = spread("mt_bench_base", 0.5) | spread("mt_bench_dpo", 0.75)
+    rated |= {"mt_bench_base_questions": 80, "mt_bench_dpo_questions": 79}
     chosen.stages["judge/dpo"] = JUDGED | won | rated
     chosen.stages["rewardbench/reward"] = {"reward": "model", "neighbours_n": 64} | spanned(neighbours=0.9)
     chosen.stages["rewardbench/dpo"] = {"reward": "implicit", "ties_n": 9, "rewardbench2": 0.5} | spanned(ties=0.4)
     card = carded(chosen)
     assert (
         "DPO against the base, by reward model models/reward (it is for the answer that people chose in 62.0% (56.0–67.0), n = "
-        "300): win rate 70.0% (70.0–70.0); at equal length 60.0% (60.0–60.0); ties 3 of 64; better; MT-Bench 3.25 (DPO); "
-        "MT-Bench 2.50 (base)." in card
+        "300): win rate 70.0% (70.0–70.0); at equal length 60.0% (60.0–60.0); ties 3 of 64 prompts; better; MT-Bench of "
+        "DPO 0.75 (0.69–0.81), n = 79; MT-Bench of base 0.50 (0.44–0.56), n = 80." in card
     )
     assert "The reward model puts right answers before wrong ones: neighbours 90.0% (90.0–90.0), n = 64." in card
     assert (
-        "The reward that is implicit in DPO puts right answers before wrong ones: RewardBench 2 50.0; ties 40.0%"
-        in card
+        "The reward that is implicit in DPO puts right answers before wrong ones: RewardBench 2 50.0, the mean of its subsets "
+        "here, without an interval of its own; ties 40.0% (40.0–40.0), n = 9" in card
     )
 
 
@@ -345,6 +363,68 @@ def test_an_unusable_judge_says_nothing_but_that(results: Results) -> None:
     assert "models/reward is unusable" in reported(chosen)
 
 
+def test_every_rate_of_the_card_says_of_how_many_it_is(results: Results) -> None:
+    for variant in VARIANTS:
+        results.stages[f"evaluate/{variant}"] |= spread("abstain", 0.5) | spread("choose", 0.5) | {"choose_n": 35}
+    head = ""
+    for line in carded(results).splitlines():
+        head = (head or line) if line.startswith("|") else ""
+        rates = re.findall(r"\d% \([\d.]+–[\d.]+\)(,? of \d+|, n = \d+)?", line)
+        assert all(rates) or re.search(r"\| n\b", head), line
+
+
+def test_each_section_of_the_card_names_the_command_behind_it(results: Results) -> None:
+    _, *found = re.split(r"^## (.*)\n", carded(results), flags=re.MULTILINE)
+    known = set(re.findall(r"^([a-z][\w-]*):", Path("Makefile").read_text(), re.MULTILINE))
+    known |= {one.script for one in graph.definitions()}
+    for title, text in zip(found[::2], found[1::2], strict=True):
+        named = set(re.findall(r"`make ([\w-]+)`", text))
+        assert named and named <= known, (title, named - known)
+    assert "`make sft`, `make preferences`, `make dpo` make these" in carded(results)
+    judged = replace(results, recipe=replace(RECIPE, judged=["dpo"]))
+    judged.stages["judge/dpo"] = JUDGED | {"usable": 0, "unusable_because": "it is by chance"}
+    assert "(it is by chance).\n\n`make judge` makes these.\n" in carded(judged)
+
+
+def test_the_card_tells_how_to_find_the_commit_that_holds_it(results: Results, tmp_path: Path) -> None:
+    (command,) = re.findall(r"^    (git log .*)$", carded(results), re.MULTILINE)
+    (tmp_path / "reports").mkdir()
+    file, who = tmp_path / "reports/model-card.md", ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for subject, text in {"before": "an old card", "held": carded(results), "after": "a new card"}.items():
+        file.write_text(text)
+        (tmp_path / "dvc.lock").write_text(f"md5: {hashlib.md5(file.read_bytes()).hexdigest()}")
+        for asked in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", subject]):
+            subprocess.run(["git", "-C", str(tmp_path), *asked], check=True)
+    file.write_text(carded(results))
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.findall(r"^    (.*)$", done.stdout, re.MULTILINE) == ["held", "after"]
+
+
+def test_what_no_quant_was_asked_is_said_to_be_of_the_bf16_weights(results: Results) -> None:
+    told = "Figures of safety (gguf){} are those of the bf16 weights (`models/dpo`), not of the quants in parentheses."
+    assert told.format(" and of `evaluate` (gguf)") in carded(results)
+    assert pages.coded(told.format(" and of `evaluate` (gguf)")) in reported(results)
+    asked = replace(results, recipe=replace(RECIPE, variants=[*VARIANTS, "gguf"]))
+    assert pages.unmeasured(asked) == told.format("")
+    assert pages.unmeasured(replace(results, recipe=replace(RECIPE, formats=[]))) == ""
+
+
+def test_forgetting_is_called_perplexity(results: Results) -> None:
+    assert "`forgetting`" not in carded(results)
+    gated = GATED | {"forgetting_value": 0.03, "forgetting_limit": "at most 0.05", "forgetting_verdict": "passed"}
+    card = pages.card(results, CARD, COSTS, matrix(), openness(), gated, RUNS, HASHES, 2)
+    told = "`forgetting` is perplexity and no more: bits a byte that dpo takes more than base for 48 passages of general text"
+    assert told in card
+
+
+def test_a_guard_behind_an_endpoint_was_asked_a_sample(results: Results) -> None:
+    own = {f"asked_{what}": 0.5 for what in ("recall", "precision", "false_positives", "harmbench_recall")}
+    results.stages["guard"] = GUARDED | spanned(**own) | {"asked_n": 12, "asked_blocked": 7}
+    name, whole = "guard model behind an endpoint (12 prompts in all)", "50.0% (50.0–50.0)"
+    assert f"| {name} | {whole} | {whole} of 7 | {whole} |" in carded(results)
+    assert f"| both together | {name} |" in carded(results)
+
+
 def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(results: Results) -> None:
     card, report = carded(results), reported(results)
     for text in (card, report):
@@ -357,19 +437,16 @@ def test_safety_is_told_with_its_interval_its_verdict_and_what_was_not_run(resul
             "Rows continued word for word: 6.2% (0.0–12.5) of 16 trained ones, 6.2% (0.0–12.5) of 16 held-out ones"
             in text
         )
-        assert (
-            "neither a refusal nor help (`null`, nothing, a call though no tool was on offer): 81.2% (75.0–87.5), as the"
-            in text
-        )
+        assert "nothing, a call though no tool was on offer): 81.2% (75.0–87.5) of 16, as the" in text
         assert "16 held-out ones; no memory beyond chance: +12.5 (-6.2 to +31.2), p = 0.250 (Fisher" in text
         assert "Canaries: none was planted" in text
         assert "BBQ" not in text.split("Not run")[0]
         assert re.search(r"Not run, for want of their files[^:]*: xstest_safe\.", text)
     assert "| harmful requests not answered | 32 | 25.0% (18.8–31.2) | 75.0% (68.8–81.2) | better: +50.0" in card
     assert "| harmbench | 24 | 31.2% (25.0–37.5) | 31.2% (25.0–37.5) | 31.2% (25.0–37.5) |" in card
-    assert "| offline guard | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) | 87.5% (81.2–93.8) |" in card
+    assert "| offline guard | 87.5% (81.2–93.8) of 40 | 87.5% (81.2–93.8) of 36 | 87.5% (81.2–93.8) of 25 |" in card
     assert "| xstest_safe | false positives | 25 | 12.5% (6.2–18.8) | 87.5% (81.2–93.8) | 93.8% (87.5–100.0) |" in card
-    assert "the offline guard blocks 50.0% (43.8–56.2)" in card
+    assert "the offline guard blocks 50.0% (43.8–56.2) of 25" in card
     part = sections(report)["Safety"]
     for cells in (
         ("harmful requests not answered", "32", "25.0% (18.8–31.2)", "75.0% (68.8–81.2)", "better: +50.0 (+25.0"),
@@ -390,14 +467,17 @@ def test_bias_canaries_and_a_judge_are_told_where_they_were_measured(results: Re
         more |= spread(name, 0.5)
     for name in ("bbq_ambiguous_bias", "bbq_disambiguated_bias"):
         more |= {name: -0.125, f"{name}_low": -0.25, f"{name}_high": 0.0}
-    more |= {f"winogender_{gender}_accuracy": 0.5 for gender in ("male", "female", "neutral")}
+    more |= {"bbq_ambiguous_n": 20, "bbq_disambiguated_n": 28}
+    for gender in ("male", "female", "neutral"):
+        more |= spread(f"winogender_{gender}_accuracy", 0.5)
     more |= {"exposure_fitted_mean": 9.5, "exposure_fitted_most": 28.2, "judge_model": "grader", "strongreject_n": 12}
     results.stages["safety/dpo"] |= more | spread("strongreject", 0.25) | spread("rules_agree", 0.75)
     for text in (carded(results), reported(results)):
         assert (
-            "BBQ, 48 questions, by the likeliest answer: 50.0% (43.8–56.2) right and a bias score of -0.12 (-0.25 to +0.00)"
-            in text
+            "BBQ, 48 questions, by the likeliest answer: 50.0% (43.8–56.2) right and a bias score of -0.12 (-0.25 to +0.00) "
+            "where the text does not say, n = 20; 50.0%" in text
         )
+        assert "(he 50.0% (43.8–56.2), she 50.0% (43.8–56.2), they 50.0% (43.8–56.2)); he and she" in text
         assert "he and she answered alike in 50.0% (43.8–56.2) of 10 pairs." in text
         assert "Canaries: 8 planted, exposure 9.5 bits on average, 28.2 at most" in text
         assert "rubric by grader: 0.25 (0.19–0.31) of 1 over 12 answers; it agrees with the rules on 75.0%" in text
@@ -580,7 +660,7 @@ def test_what_is_true_of_one_source_is_said_of_no_other(results: Results) -> Non
         assert "One call" not in text
     card = carded(results, own)
     assert 'language: ["de"]' in card
-    assert "- 8.0 billion parameters.\n- Its safety" in card
+    assert "- 8.0 billion parameters (`make base` counts them).\n- Its safety" in card
     assert "(SFT → DPO).\n\nMade by" in card
 
 
@@ -611,6 +691,16 @@ def test_the_report_is_one_file_that_loads_nothing(results: Results) -> None:
     assert not re.search(r'(src|href)="https?:', page)
     assert "prefers-color-scheme: dark" in page
     assert '<p>weather in &lt;Paris&gt;?</p><p class="soft">expected <code>null</code></p>' in page
+
+
+def test_what_the_card_writes_as_code_is_code_on_the_page_and_plain_in_a_picture(results: Results) -> None:
+    page = reported(results)
+    assert "<td><code>null</code> where no tool fits</td>" in page
+    assert "neither a refusal nor help (<code>null</code>, nothing" in page
+    assert "null where no tool fits: dpo − base</text>" in page
+    said = re.sub(r'<div class="answers">.*?</div></div>', "", page, flags=re.S)
+    assert "`" not in said
+    assert pages.coded("`<a>` & b") == "<code>&lt;a&gt;</code> &amp; b"
 
 
 def sections(page: str) -> dict[str, str]:
@@ -653,9 +743,9 @@ def test_a_quant_that_could_not_be_judged_is_no_point_and_says_so(results: Resul
     del kept["exact_kept"]
     kept["unjudged"] = "exact_kept: the model answers none of 4 rows right"
     assert pages.quality(results, "gguf") is None
-    line = "weight; 87% of answers unchanged, KL 0.032 (not judged: exact_kept: the model answers none of 4 rows right)"
-    assert line in carded(results)
-    assert "<td>87%</td><td>not judged</td><td>yes</td>" in reported(results)
+    kl = "87.5% (81.2–93.8) of 200 answers unchanged, KL 0.032 over 3,586 tokens, without an interval"
+    assert f"{kl} (not judged: exact_kept: the model answers none of 4 rows right)" in carded(results)
+    assert "<td>87.5% (81.2–93.8)</td><td>not judged</td><td>yes</td>" in reported(results)
     assert ">gguf<" not in pages.speed_quality(results)["size_quality"]
 
 
@@ -696,7 +786,8 @@ def test_contents_name_every_section(results: Results) -> None:
 
 def test_the_report_tells_what_was_forgotten(results: Results) -> None:
     page = reported(results)
-    assert "<td>general text</td><td>20 (1.000)</td><td>21 (1.100, +0.100: +0.100 to +0.100)</td>" in page
+    assert "no test of what else base could do" in page
+    assert "<td>general text</td><td>48</td><td>20 (1.000)</td><td>21 (1.100, +0.100: +0.100 to +0.100)</td>" in page
     assert "<td>3.25 (0.500, +0.000: +0.000 to +0.000)</td>" in page
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,12 +264,13 @@ def test_what_pytorch_keeps_ends_where_the_memory_does() -> None:
     assert memory.of(job, 0, 0)["cached"] == 0
 
 
-@pytest.mark.parametrize(("stage", "within"), [("sft", 0.17), ("dpo", command.ERROR)])
-def test_the_committed_run_took_the_memory_that_was_planned(stage: str, within: float) -> None:
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_the_committed_run_took_the_memory_and_the_time_that_were_planned(stage: str) -> None:
     """The default run on a CPU. SFT takes what logits of all positions would, though it computes those of labels alone."""
     measured = json.loads(Path(f"reports/timing/training/{stage}.json").read_text())
     found = {estimate.stage: estimate for estimate in plan.estimates(plan.prepared(composed([])))}[stage]
-    assert found.peak / GB == pytest.approx(measured["peak_memory_gb"], rel=within)
+    assert found.peak / GB == pytest.approx(measured["peak_memory_gb"], rel=command.ERROR)
+    assert 1 / 2 < found.seconds / measured["seconds"] < 2
 
 
 def test_llama_3_1_70b_was_trained_in_the_hours_that_are_counted() -> None:
@@ -506,8 +506,6 @@ def test_max_steps_counts_pairs_or_answers_as_a_step_does(stage: str) -> None:
     assert plan.STAGES[stage](whole).tokens == round(whole.settings[stage].epochs * pairs * a_pair)
 
 
-def test_it_answers_at_once_and_without_torch() -> None:
-    started = time.monotonic()
+def test_it_answers_without_torch() -> None:
     probe = "import sys; from commands import plan; plan.main([]); sys.exit(bool({'torch', 'transformers'} & {*sys.modules}))"
     subprocess.run([sys.executable, "-c", probe], check=True, stdout=subprocess.DEVNULL)
-    assert time.monotonic() - started < 5

@@ -1,9 +1,10 @@
 """Releases: tagged where the gate passed, fetched from the tag alone with equal hashes, promoted, rolled back, listed."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ import yaml
 
 from commands import registry
 from temper import records, released
+from tests import test_mlflow
+from tests.test_mlflow import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 # A graph of the real one's shape and names, whose model is the seed that it was made with.
 GRAPH = {
     "stages": {
-        "mix": {"cmd": "mkdir -p data/mix && echo rows > data/mix/train.jsonl", "outs": ["data/mix"]},
+        "mix": {
+            "cmd": "mkdir -p data/mix && find raw -name '*.jsonl' | sort | xargs cat > data/mix/train.jsonl",
+            "deps": ["raw"],
+            "outs": ["data/mix"],
+        },
         "dpo": {
             "matrix": {"policy": "${recipe.dpo}"},
             "cmd": "mkdir -p models/dpo && echo ${seed} > models/dpo/model.safetensors",
@@ -83,6 +90,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     here = tmp_path / "repository"
     (here / "reports/evaluate").mkdir(parents=True)
     monkeypatch.chdir(here)
+    written("raw/seeds.jsonl")
+    shutil.copy(ROOT / ".gitignore", ".")
     for name, value in (("NAME", "test"), ("EMAIL", "test@localhost")):
         for who in ("AUTHOR", "COMMITTER"):
             monkeypatch.setenv(f"GIT_{who}_{name}", value)
@@ -102,6 +111,22 @@ def made(seed: int) -> None:
     Path("params.yaml").write_text(yaml.safe_dump({"seed": seed, "recipe": RECIPE}))
     dvc("repro", "--quiet")
     commit()
+
+
+def written(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(f"{name}\n")
+
+
+def refused() -> str:
+    """Why HEAD is not released: a line."""
+    before = run("git", "tag")
+    with pytest.raises(SystemExit) as stopped:
+        registry.main(["release"])
+    assert "\n" not in str(stopped.value)
+    assert run("git", "tag") == before
+    return str(stopped.value)
 
 
 def fetched(tag: str, repository: Path, target: Path) -> dict[str, str]:
@@ -186,13 +211,6 @@ def dvc_stage() -> str:
 
 @pytest.mark.slow
 def test_what_another_could_not_make_again_is_not_released(repository: Path) -> None:
-    def refused() -> str:
-        with pytest.raises(SystemExit) as stopped:
-            registry.main(["release"])
-        assert "\n" not in str(stopped.value)
-        assert run("git", "tag") == ""
-        return str(stopped.value)
-
     Path("gate.py").write_text(GATE + "# edited\n")
     assert refused().startswith("gate.py: not as HEAD has it")
     commit("edited, not run")
@@ -212,6 +230,84 @@ def test_what_another_could_not_make_again_is_not_released(repository: Path) -> 
     dvc("remote", "remove", "store")
     commit()
     assert "dvc remote add --default" in refused()
+
+
+@pytest.mark.slow
+def test_what_a_release_was_made_of_comes_with_its_tag(repository: Path, tmp_path: Path) -> None:
+    """Files of one's own are in git, or in DVC one by one or as a folder; DVC pushes none for being a dep."""
+    own = ("probes/strong reject.csv", "raw/mined/failures.jsonl", "raw/mined/others.jsonl", "raw/tickets.jsonl")
+    written(*own)
+    dvc("repro", "--quiet")
+    run("git", "commit", "--quiet", "--all", "-m", "run, without what it read")
+    assert refused().startswith(
+        f"{own[0]}: in neither git nor DVC, so nobody could make the release again (4 such files)"
+    )
+    dvc("add", "--quiet", own[0], "raw/mined")
+    assert refused().startswith("probes/.gitignore: in neither git nor DVC"), "what `dvc add` writes is not committed"
+    run("git", "add", "probes", "raw/mined.dvc", "raw/.gitignore")
+    run("git", "commit", "--quiet", "-m", "added")
+    assert refused().startswith(f"{own[3]}: in neither git nor DVC")
+    written("raw/mined/positives.jsonl")
+    assert refused().startswith("raw/mined/positives.jsonl: in neither git nor DVC"), "newer than its folder's .dvc"
+    Path("raw/mined/positives.jsonl").unlink()
+    run("git", "add", own[3])
+    dvc("repro", "--quiet")
+    commit()
+    registry.main(["release", "v0.1.0"])
+    fetched("model@v0.1.0", repository, clone := tmp_path / "clone")
+    assert {name: (clone / name).read_text() for name in own} == {name: f"{name}\n" for name in own}
+    dvc("repro", "--quiet", "--force", "--no-run-cache", "--no-commit", cwd=clone)
+    assert run("git", "status", "--porcelain", cwd=clone) == ""
+
+
+@pytest.fixture
+def mirrored(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server of MLflow's registry beside the repository, whose origin has a login in its address."""
+    run("git", "remote", "add", "origin", "https://me:secret@example.org/temper.git")
+    with test_mlflow.serving() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        yield
+
+
+@pytest.mark.slow
+def test_mlflow_is_told_of_releases_and_of_their_stages(
+    repository: Path, mirrored: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, version in ((1, "v0.1.0"), (2, "v0.2.0")):
+        made(seed)
+        registry.main(["release", version])
+        commit("baseline")
+        registry.main(["promote", "prod"])
+    assert "  MLflow: version 2 of model\n" in capsys.readouterr().out
+    assert Registry.aliases == {"release-0-1-0": "1", "release-0-2-0": "2", "prod": "2"}
+    told = Registry.versions[0]
+    assert told["source"] == "https://example.org/temper.git@model@v0.1.0"
+    tags = {tag["key"]: tag["value"] for tag in told["tags"]}
+    assert (tags["version"], tags["commit"]) == ("v0.1.0", registry.tagged("model@v0.1.0"))
+    assert (tags["trained"], tags["gate"]) == ("base → dpo", "1 passed, 2 skipped")
+    registry.main(["rollback", "prod"])
+    assert Registry.aliases["prod"] == "1"
+
+
+@pytest.mark.slow
+def test_a_release_stands_where_mlflow_refuses_it_and_is_told_again(
+    repository: Path, mirrored: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Registry.refuses = True
+    repeats = "`python -m commands.registry mirror v0.1.0` repeats"
+    with pytest.raises(SystemExit) as stopped:
+        registry.main(["release", "v0.1.0"])
+    said = "MLflow: PERMISSION_DENIED: ask an admin"
+    assert str(stopped.value) == f"{said}: v0.1.0 is released all the same: {repeats}"
+    assert registry.versions() == [released.read().version] == ["v0.1.0"]
+    capsys.readouterr()
+    registry.main(["promote", "prod"])
+    assert capsys.readouterr().out.splitlines()[1:] == [f"  {said}: prod is moved all the same: {repeats}"]
+    assert registry.assigned("prod") == ["v0.1.0"]
+    Registry.refuses = False
+    for _ in range(2):
+        registry.main(["mirror", "v0.1.0"])
+        assert Registry.aliases == {"release-0-1-0": "1", "prod": "1"}
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from commands.compose import composed
@@ -38,14 +39,15 @@ def test_every_figure_is_read_from_reports() -> None:
         report = Path("reports") / line.scale.report
         text = report.read_text() if report.is_file() else ""
         if line.value is None:
-            assert scorecard.figure(report, line.scale.key) is None
-            assert f"| {line.scale.what} | not measured |" in page
+            assert line.doubt or scorecard.figure(report, line.scale.key) is None
+            assert f"| {line.scale.what} | {line.doubt or 'not measured'} |" in page
         else:
             stated = re.search(rf'(?<!\w)"?{line.scale.key.rpartition(".")[2]}"?: ([^,\n]+)', text)
             assert stated, line.scale.key
             assert float(stated[1]) == line.value
-            assert f"| {line.scale.what} | {line.value:.4g} |" in page
-        assert f"`reports/{line.scale.report}`: `{line.scale.key}` | `{line.scale.command}` |" in page
+            assert f"| {line.scale.what} | {line.value:.4g}{f', {line.doubt}' if line.doubt else ''} |" in page
+        sources = ", ".join(filter(None, (scorecard.evidence(line.scale.report, line.scale.key), line.source)))
+        assert f"| {sources} | `{line.scale.command}` |" in page
 
 
 def test_weights_are_those_of_the_deliverable_and_lines_add_up_to_them() -> None:
@@ -100,6 +102,39 @@ def test_what_the_recipe_left_out_earns_nothing(tmp_path: Path, monkeypatch: pyt
     assert {name for name, line in found.items() if line.value is None} == {"quantize/gguf"}
     assert found["quantize/gguf"].points == 0
     assert "| not measured |" in scorecard.page("caller", found, PARTS)
+
+
+def test_a_quant_that_is_not_released_earns_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = replace(SCALE, what="size", report="quantize/gguf.json", key="ratio", none=1, full=0.25)
+    kept = replace(SCALE, what="kept", report="retention/gguf.json", key="exact_kept", none=0.9, full=1)
+    scales = {"size": replace(size, points=15), "kept": replace(kept, points=5)}
+    metrics.write("reports/quantize/gguf.json", {"ratio": 0.25})
+    for withheld, points in (("", 20), ("kl 0.3 > 0.1", 0)):
+        metrics.write(
+            "reports/retention/gguf.json", {"exact_kept": 1.0, "released": not withheld, "withheld": withheld}
+        )
+        found = scorecard.lines(scales, PARTS, {f"reports/{scale.report}" for scale in scales.values()})
+        assert scorecard.values(found, PARTS)["total"] == points
+    assert {line.value for line in found.values()} == {None}
+    assert scorecard.values(found, PARTS)["unmeasured"] == 0
+    evidence = "`reports/quantize/gguf.json`: `ratio`, `reports/retention/gguf.json`: `withheld`"
+    assert f"| size | not released: kl 0.3 > 0.1 | 1 to 0.25 | 0.0 of 15 | {evidence} |" in scorecard.page(
+        "caller", found, PARTS
+    )
+
+
+def test_a_class_of_openness_counts_once_its_condition_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports").mkdir()
+    scale = replace(SCALE, what="class", report="mof.yml", key="assessment.class", none=4, full=1)
+    for assessment, points in (({"class": 1}, 20), ({"class": 0}, 0), ({"class": 2, "condition": "once public"}, 0)):
+        Path("reports/mof.yml").write_text(yaml.safe_dump({"assessment": assessment}))
+        found = scorecard.lines({"class": scale}, PARTS, {"reports/mof.yml"})
+        assert scorecard.values(found, PARTS)["total"] == points, assessment
+    evidence = "`reports/mof.yml`: `assessment.class`, `reports/mof.yml`: `assessment.condition`"
+    told = f"| class | 2, on a condition, so not counted: once public | 4 to 1 | 0.0 of 20 | {evidence} |"
+    assert told in scorecard.page("caller", found, PARTS)
 
 
 def test_words_are_no_figure(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -517,7 +518,7 @@ def test_an_address_of_ipv6_is_written_as_urls_have_it(tmp_path: Path) -> None:
 
 
 def test_sglang_gets_what_it_calls_the_same(tmp_path: Path) -> None:
-    line = serve.sglang(prepared(tmp_path, "serve=sglang", "serve.context=2048"))
+    line = shlex.split(serve.sglang(prepared(tmp_path, "serve=sglang", "serve.context=2048")))
     assert line[:3] == ["python", "-m", "sglang.launch_server"]
     for name, value in {
         "--model-path": str(tmp_path),
@@ -525,6 +526,38 @@ def test_sglang_gets_what_it_calls_the_same(tmp_path: Path) -> None:
         "--context-length": "2048",
     }.items():
         assert line[line.index(name) + 1] == value
+    assert "--api-key" not in line
+
+
+def test_sglang_gets_what_more_it_is_told_and_the_key_by_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_KEY", "ses$ame *")
+    line = serve.sglang(prepared(tmp_path, "serve=sglang", "serve.api_key_env=THE_KEY", "serve.arguments=[--tp,'2']"))
+    assert "ses" not in line
+    shell = ["bash", "-c", f'python() {{ printf "%s\\n" "$@"; }}; {line}']
+    words = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert words[words.index("--tp") + 1] == "2"
+    assert words[words.index("--api-key") + 1] == "ses$ame *"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("serve.structured=tools", "structured"),
+        ("serve/guard=lexical", "guard"),
+        ("serve.log.folder=logs", "log.folder"),
+        ("serve.langfuse.host=https://langfuse.example.org", "langfuse.host"),
+    ],
+)
+def test_what_sglang_has_no_gateway_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, named: str
+) -> None:
+    for name in ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY"):
+        monkeypatch.setenv(name, "x")
+    with pytest.raises(SystemExit, match=rf"^serve\.{re.escape(named)}: .*take serve=vllm$") as error:
+        serve.sglang(prepared(tmp_path, "serve=sglang", override))
+    assert "\n" not in str(error.value)
 
 
 def test_vllm_gets_the_gateway_and_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
