@@ -9,7 +9,7 @@ default job, so its models must be there: `make repro`.
 gateway      Output tokens/s at 1, 8 and 32 at once through `make serve` as conf/ has it, and by the same engine with the same
              flags and no gateway, both up all the time. `unlogged` is `make serve` without its log, which scrubs what it keeps.
 settings     vLLM as it starts when told no more than the model, beside one setting at a time, the flags of `make serve`, and all
-             settings together that helped at 8 and 32; each a server of its own.
+             settings together that helped at 8 and 32; each a server of its own. `--settings default` measures those flags alone.
 speculation  One request at a time, answers that end where the model ends them: without a draft, and with each of conf/bench. Greedy
              answers with a draft are held against the model's own choices.
 quants       Exact answers that each released quant keeps, from reports/retention.
@@ -113,18 +113,21 @@ def gateway(arguments: argparse.Namespace) -> Values:
 
 
 def settings(arguments: argparse.Namespace) -> Values:
-    loops, names = LOOPS[1:], ["default", *(name for name in arguments.settings if name != "default")]
+    loops, others = LOOPS[1:], [name for name in arguments.settings if name != "default"]
     with serve_start.prepared([]) as served:
         measure = partial(one_server, served, loops)
-        first = in_turn({name: partial(measure, name, SETTINGS[name]) for name in names}, 1)
-        gains = {name: gain(first, name, "default", loops) for name in names[1:]}
+        # Without another setting there is nothing to choose of.
+        once = ["default", *others] if others else []
+        first = in_turn({name: partial(measure, name, SETTINGS[name]) for name in once}, 1) if once else {}
+        gains = {name: gain(first, name, "default", loops) for name in others}
         helpful = sorted((name for name in gains if gains[name] > HELPS), key=lambda name: gains[name])
         print(f"  together: {', '.join(helpful) or 'none'}", flush=True)
         contenders: Contenders = {name: partial(measure, name, SETTINGS[name]) for name in ("default", *helpful)}
         contenders["ours"] = partial(one_server, served, loops, "ours", None)
-        contenders["together"] = partial(measure, "together", together([SETTINGS[name] for name in helpful]))
+        if helpful:
+            contenders["together"] = partial(measure, "together", together([SETTINGS[name] for name in helpful]))
         found = in_turn(contenders, arguments.repeats)
-    best = max(("ours", "together"), key=lambda name: gain(found, name, "default", loops))
+    best = max(found.keys() & {"ours", "together"}, key=lambda name: gain(found, name, "default", loops))
     times = {f"settings_times_default_{level}": ratio(found, best, "default", level) for level, _ in loops}
     about = {"settings_together": " ".join(helpful), "settings_best": best}
     alone = {f"settings_{name}_times_default_once": value for name, value in gains.items()}
