@@ -70,6 +70,10 @@ def test_settings_that_helped_are_taken_together_the_best_one_last(monkeypatch: 
     assert values["settings_eager_times_default_once"] == pytest.approx(0.9)
     # What did not help once is not measured again.
     assert [name for name, _ in started].count("eager") == 1
+    started.clear()
+    values = serve.settings(argparse.Namespace(settings=["default"], repeats=2))
+    assert sorted(name for name, _ in started) == ["default", "default", "ours", "ours"]
+    assert (values["settings_best"], values["settings_times_default"]) == ("ours", pytest.approx(1.6))
 
 
 def test_quants_are_read_from_their_retention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
