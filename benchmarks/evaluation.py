@@ -39,6 +39,7 @@ from benchmarks import openness as rules
 from commands import compose
 from temper import (
     comparisons,
+    envs,
     evaluation_matrix,
     harness,
     intervals,
@@ -67,6 +68,7 @@ HF = {
     "float32": ["--model_args", "dtype=float32", "--batch_size", "1"],
     "float32_batches": ["--model_args", "dtype=float32", "--batch_size", "16"],
 }
+BORROWED = "accelerate"
 SPREADS = (0.0, 0.2, 0.4)  # between seeds of a training, in logits
 SEEDS = 3
 SAMPLED = 24
@@ -194,7 +196,16 @@ def transformers(root: Path, name: str, tasks: Sequence[str], way: str, limit: i
     named, dtype, *more = HF[way]
     some = ["--limit", str(limit)] if limit else []
     model = [named, f"pretrained=models/{name},{dtype}", *more, "--device", "cpu"]
+    borrow(root)
     return by_hand(root, f"hf/{name}-{way}-{limit}", tasks, "--model", "hf", *model, *some)
+
+
+def borrow(root: Path) -> None:
+    """What lm_eval over transformers imports besides, and the environment `serve` has not: out of `train`."""
+    for path in envs.path("train").glob(f"lib/python3*/site-packages/{BORROWED}*"):
+        link = root / path.name
+        if not link.exists():
+            link.symlink_to(path)
 
 
 @contextmanager
@@ -241,7 +252,7 @@ def pairs(values: dict[str, Any]) -> list[str]:
 def execute(root: Path, arguments: Sequence[str]) -> float:
     """Seconds of a command in the environment `serve`."""
     quiet = {
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": f"{REPOSITORY}:{root}",
         "HF_DATASETS_OFFLINE": "1",
         "HF_HUB_OFFLINE": "1",
         "LMEVAL_LOG_LEVEL": "ERROR",
