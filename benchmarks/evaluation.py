@@ -185,6 +185,7 @@ def duration(arguments: argparse.Namespace) -> Values:
         **{f"time_hf_{name}_seconds": seconds for name, seconds in theirs.items()},
         **{f"time_probe_{way}_seconds": seconds for way, seconds in probes.items()},
         "time_hf": peer,
+        "time_rows": arguments.rows,
         "time_ours_seconds": sum(ours_seconds.values()),
         "time_hf_seconds": sum(theirs.values()),
         "time_times": sum(theirs.values()) / sum(ours_seconds.values()),

@@ -335,9 +335,8 @@ def _evaluation(values: Values) -> Iterator[Line]:
         yield Line("scores, answers and likelihoods beside `lm_eval` by hand", "the release, vLLM", found, "identical")
     if "time_times" in values:
         found = f"{values['time_times']:.1f}× ({values['time_ours_seconds']:.0f} s, {values['time_hf_seconds']:.0f} s)"
-        yield Line(
-            "the matrix beside an `lm_eval` over transformers for each variant", "all tasks, 2 cores", found, "3×"
-        )
+        on = f"all tasks, {values['time_rows'] or 'all'} rows of each at most, 2 cores"
+        yield Line("the matrix beside an `lm_eval` over transformers for each variant", on, found, "3×")
     if "itself_better" in values:
         found = f"{values['itself_better']:.1%} ({interval(values, 'itself_better')}) of matrices"
         of = f"the release to {values['itself_rows']} rows under {values['itself_seeds']} seeds"

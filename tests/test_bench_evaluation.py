@@ -206,13 +206,13 @@ def test_the_readme_has_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
     assert measured.table(measured.EVALUATION) == "Not measured yet."
     values = {"equality_differing": 0, "equality_compared": 1234, "equality_most": 0.0, "machine": "a machine"}
-    values |= {"time_times": 4.25, "time_ours_seconds": 100.0, "time_hf_seconds": 425.0}
+    values |= {"time_times": 4.25, "time_rows": 64, "time_ours_seconds": 100.0, "time_hf_seconds": 425.0}
     values |= {"itself_better": 0.02, "itself_better_low": 0.005, "itself_better_high": 0.05}
     values |= {"itself_rows": 219, "itself_seeds": 24, "itself_draws": 200}
     metrics.write(tmp_path / "evaluation.json", values | {"gate_missed": 1, "gate_planted": 10, "gate_clean_failed": 0})
     table = measured.table(measured.EVALUATION)
     assert "| 0 of 1,234 differ | identical |" in table
-    assert "| 4.2× (100 s, 425 s) | 3× |" in table
+    assert "| all tasks, 64 rows of each at most, 2 cores | 4.2× (100 s, 425 s) | 3× |" in table
     assert "| 9 of 10; 0 on the clean run | all; none |" in table
     assert "| answers of the release to 219 rows under 24 seeds, 200 draws | 2.0% (0.01–0.05) of matrices |" in table
     assert "openness" not in table.lower()
