@@ -68,7 +68,6 @@ HF = {
     "float32": ["--model_args", "dtype=float32", "--batch_size", "1"],
     "float32_batches": ["--model_args", "dtype=float32", "--batch_size", "16"],
 }
-BORROWED = "accelerate"
 SPREADS = (0.0, 0.2, 0.4)  # between seeds of a training, in logits
 SEEDS = 3
 SAMPLED = 24
@@ -176,6 +175,7 @@ def duration(arguments: argparse.Namespace) -> Values:
         variants = [name for name in found.variants if name not in found.formats]
         write_tasks(root, variants[0])
         tasks = [task for part in parts_by_hand(root) for task in part]
+        borrow(root)
         probes = {way: transformers(root, variants[-1], tasks, way, PROBED) for way in HF}
         peer = min(probes, key=lambda way: probes[way])
         ours_seconds = {name: ours(root, name) for name in variants}
@@ -197,16 +197,13 @@ def transformers(root: Path, name: str, tasks: Sequence[str], way: str, limit: i
     named, dtype, *more = HF[way]
     some = ["--limit", str(limit)] if limit else []
     model = [named, f"pretrained=models/{name},{dtype}", *more, "--device", "cpu"]
-    borrow(root)
     return by_hand(root, f"hf/{name}-{way}-{limit}", tasks, "--model", "hf", *model, *some)
 
 
 def borrow(root: Path) -> None:
     """What lm_eval over transformers imports besides, and the environment `serve` has not: out of `train`."""
-    for path in envs.path("train").glob(f"lib/python3*/site-packages/{BORROWED}*"):
-        link = root / path.name
-        if not link.exists():
-            link.symlink_to(path)
+    for path in envs.path("train").glob("lib/python3*/site-packages/accelerate*"):
+        (root / path.name).symlink_to(path)
 
 
 @contextmanager

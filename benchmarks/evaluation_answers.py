@@ -5,12 +5,13 @@
 FILE gets a line a row: its id, its gold call, and for each seed exact, valid_json and argument_f1. Temperature is 1.
 """
 
+import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from scripts.evaluate import Evaluate
-from temper import answers, calls, params, records
+from temper import answers, harness, params, records
 from temper.records import Row
 from temper.vllm import Answer, Sampling
 
@@ -27,9 +28,9 @@ def main(model: Path, seeds: int, file: Path) -> None:
 
 
 def scored(row: Row, found: list[Answer]) -> Row:
-    scores = [calls.score(answer.text, row["tools"], row["gold"]) for answer in found]
-    told = [{"exact": one.exact, "valid_json": one.valid_json, "argument_f1": 1.0 * one.argument_f1} for one in scores]
-    return {"id": row["id"], "gold": row["gold"], "seeds": told}
+    """By the scorer of stage `evaluate`."""
+    question = {"row": json.dumps(row)}
+    return {"id": row["id"], "gold": row["gold"], "seeds": [harness.scored(question, [one.text]) for one in found]}
 
 
 if __name__ == "__main__":
