@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> None:
     if options.dry_run:
         return None
     waiting = [] if options.report else [one for one in chosen if one.name not in done]
+    require(waiting)
     failed = [one.name for one in waiting if not kept(one, plan.measure)]
     arms = collected(chosen)
     if arms:
@@ -86,8 +87,6 @@ def planned(
     own = {arm: [*plan.arms[arm], *overrides] for arm in arms}
     changes = {arm: [*scale, *(learning_rates(plan, own[arm]) if large else []), *own[arm]] for arm in arms}
     composed_by = {arm: tree(changes[arm]) for arm in arms}
-    for found in composed_by.values():
-        require(found)
     recipes = {arm: recipe_of(composed_by[arm]) for arm in arms}
     defined = graph.definitions()
     held = hashes(defined)
@@ -110,11 +109,13 @@ def recipe_of(settings: DictConfig) -> Recipe:
     return params.fitted(settings, "recipe", Recipe, "conf/")
 
 
-def require(settings: DictConfig) -> None:
-    """Exit as an experiment would where a training refuses its settings or vLLM is another build: some after hours."""
-    runtime = settings.hardware.runtime
-    renderers.require(settings, runtime.processes * runtime.nodes)
-    vllm.require_build(preset=str(settings.hardware.name))
+def require(waiting: Iterable[Experiment]) -> None:
+    """Exit, before the first runs, as one would where a training refuses its settings or vLLM is another build: after hours."""
+    for one in {one.arm: one for one in waiting}.values():
+        settings = tree(one.overrides)
+        runtime = settings.hardware.runtime
+        renderers.require(settings, runtime.processes * runtime.nodes)
+        vllm.require_build(preset=str(settings.hardware.name))
 
 
 def refuse_edits() -> None:

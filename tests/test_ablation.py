@@ -76,34 +76,42 @@ def test_every_training_that_goes_over_rows_has_as_many_passes_on_a_cpu(chosen: 
     assert epochs == {1}
 
 
-def test_what_an_arm_would_be_refused_for_hours_later_is_refused_while_planning(
-    plan: Study, monkeypatch: pytest.MonkeyPatch
+def test_what_an_arm_would_be_refused_for_hours_later_is_refused_before_the_first_runs(
+    plan: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
 
-    def planned(arm: str, *overrides: str) -> study.Experiment:
-        return next(iter(ablation.planned(plan, [arm], [1], ablation.tree(overrides), overrides)))
+    def required(arm: str, *overrides: str) -> None:
+        ablation.require(ablation.planned(plan, [arm], [1, 2], ablation.tree(overrides), overrides))
 
     def require_build(preset: str) -> None:
         asked.append(preset)
 
     monkeypatch.setattr(vllm, "require_build", require_build)
-
     with pytest.raises(SystemExit, match=r"^sft\.method=qlora quantizes in CUDA code: choose hardware=gpu1 or more$"):
-        planned("sft", "sft=qlora")
+        required("sft", "sft=qlora")
     with pytest.raises(SystemExit, match=r"^orpo\.global_batch is 3, not a multiple of micro_batch × processes = 2: "):
-        planned("orpo", "orpo.global_batch=3")
+        required("orpo", "orpo.global_batch=3")
     assert not asked
-    planned("orpo")
-    planned("sft", "hardware=gpu8", "model=llama3.1-8b")
+    required("orpo")
+    required("sft", "hardware=gpu8", "model=llama3.1-8b")
     assert asked == ["cpu", "gpu8"]
+    # What starts nothing, such as a table of what ran elsewhere, needs no engine here.
+    monkeypatch.setattr(ablation, "refuse_edits", lambda: None)
+    monkeypatch.setattr(ablation, "kept", lambda *_: pytest.fail("nothing may run"))
+    ablation.main(["--dry-run", "--only", "sft", "--seeds", "1", "hardware=gpu8", "model=llama3.1-8b"])
+    with pytest.raises(SystemExit, match="no arm has results"):
+        ablation.main(["--report", "--only", "sft", "--seeds", "1", "hardware=gpu8", "model=llama3.1-8b"])
+    assert asked == ["cpu", "gpu8"]
+    assert "sft" in capsys.readouterr().out
+    # A run asks before anything is kept.
+    monkeypatch.setattr(vllm, "require_build", lambda preset: sys.exit(f"no build for {preset}"))
+    with pytest.raises(SystemExit, match="no build for gpu8"):
+        ablation.main(["--only", "sft", "--seeds", "1", "hardware=gpu8", "model=llama3.1-8b"])
 
 
-def test_a_large_model_learns_at_the_rates_of_large_models(
-    plan: Study, chosen: list[study.Experiment], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_model_learns_at_the_rates_of_large_models(plan: Study, chosen: list[study.Experiment]) -> None:
     """Every arm, the one that trains all weights at a rate of its own; what the user asks for comes last."""
-    monkeypatch.setattr(vllm, "require_build", lambda preset: None)
     overrides = ["hardware=gpu8", "model=llama3.1-8b"]
     settings = ablation.tree(overrides)
     large = {
