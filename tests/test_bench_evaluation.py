@@ -3,7 +3,9 @@
 import argparse
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -89,6 +91,33 @@ def test_the_engine_s_arguments_are_written_as_a_command_line_takes_them() -> No
         "enforce_eager=true",
         "seed=17",
     ]
+
+
+PEERS = """
+import runpy
+from benchmarks import evaluation_tasks
+
+def shown(*_, **__):
+    from lm_eval.models.huggingface import HFLM
+    from vllm.platforms import current_platform
+
+    print(HFLM.__name__, current_platform.device_type)
+
+runpy.run_module = shown
+evaluation_tasks.run(["--model", "vllm"])
+"""
+
+
+@pytest.mark.engine
+def test_lm_eval_by_hand_finds_what_each_of_its_backends_needs(tmp_path: Path) -> None:
+    evaluation.borrow(tmp_path)
+    found = os.environ | {"PYTHONPATH": f"{evaluation.REPOSITORY}:{tmp_path}"}
+    command = [sys.executable, "-m", "temper.envs", "run", "serve", "-c", PEERS]
+    done = subprocess.run(command, env=found, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    backend, device = done.stdout.split()[-2:]
+    assert backend == "HFLM"
+    assert device in ("cpu", "cuda")
 
 
 def test_a_model_against_itself_is_told_as_often_better_as_the_verdicts_say(monkeypatch: pytest.MonkeyPatch) -> None:
