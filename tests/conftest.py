@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.settings_once  # noqa: F401 (settings are remembered from here on)
 from commands import compose
 
 ROOT = Path(__file__).resolve().parent.parent

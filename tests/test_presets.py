@@ -39,6 +39,7 @@ REFUSALS = {
 VALIDATE = """
 import json, sys
 from pathlib import Path
+import tests.settings_once
 from scripts.dpo import Dpo
 from scripts.kto import Kto
 from scripts.orpo import Orpo

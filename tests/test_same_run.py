@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,32 +83,45 @@ from axolotl.utils.samplers import MultipackBatchSampler
 from torch.utils.data import RandomSampler
 from temper import axolotl_plugin
 
-os.environ["WORLD_SIZE"], batch_size = sys.argv[1], int(sys.argv[2])
 lengths = [5 + 7 * row % 40 for row in range(101)]
-axolotl = {"batch_size": batch_size, "batch_max_len": 64, "bin_size": 64, "group_size": 1000, "drop_last": True}
-trainer = SimpleNamespace(
-    _create_multipack_sampler=lambda rows, _: MultipackBatchSampler(rows, lengths=lengths, **axolotl),
-    train_dataset=lengths, args=SimpleNamespace(max_steps=1, warmup_steps=0),
-)
-cfg = SimpleNamespace(seed=17, max_steps=None, num_epochs=3, gradient_accumulation_steps=2, warmup_ratio=0.2)
-axolotl_plugin.keep_packs(trainer, cfg)
-packs = trainer._create_multipack_sampler(RandomSampler(lengths), lengths)
-epochs = []
-for epoch in range(3):
-    packs.sampler.set_epoch(epoch)
-    epochs.append(list(packs))
-assert len(packs) == len(epochs[0])
-print(json.dumps([epochs, lengths, vars(trainer.args)]))
+found = []
+for processes, batch_size in json.loads(sys.argv[1]):
+    os.environ["WORLD_SIZE"] = str(processes)
+    axolotl = {"batch_size": batch_size, "batch_max_len": 64, "bin_size": 64, "group_size": 1000, "drop_last": True}
+    trainer = SimpleNamespace(
+        _create_multipack_sampler=lambda rows, _: MultipackBatchSampler(rows, lengths=lengths, **axolotl),
+        train_dataset=lengths, args=SimpleNamespace(max_steps=1, warmup_steps=0),
+    )
+    cfg = SimpleNamespace(seed=17, max_steps=None, num_epochs=3, gradient_accumulation_steps=2, warmup_ratio=0.2)
+    axolotl_plugin.keep_packs(trainer, cfg)
+    packs = trainer._create_multipack_sampler(RandomSampler(lengths), lengths)
+    epochs = []
+    for epoch in range(3):
+        packs.sampler.set_epoch(epoch)
+        epochs.append(list(packs))
+    assert len(packs) == len(epochs[0])
+    found.append([epochs, lengths, vars(trainer.args)])
+print(json.dumps(found))
 """
+SIZES = ((1, 1), (2, 1), (4, 1), (1, 2))
+"""Processes, and packs in a batch."""
 
 
-@pytest.mark.parametrize(("processes", "batch_size"), [(1, 1), (2, 1), (4, 1), (1, 2)])
-def test_each_epoch_has_every_row_and_as_many_packs_for_each_process(processes: int, batch_size: int) -> None:
-    command = [str(envs.python("train")), "-c", EPOCHS, str(processes), str(batch_size)]
+@pytest.fixture(scope="module")
+def packings() -> dict[tuple[int, int], Any]:
+    """By SIZES: the packs of three epochs, the rows' lengths, and what the trainer was told."""
+    command = [str(envs.python("train")), "-c", EPOCHS, json.dumps(SIZES)]
     told = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=True
     )
-    epochs, lengths, arguments = json.loads(told.stdout.splitlines()[-1])
+    return dict(zip(SIZES, json.loads(told.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), SIZES)
+def test_each_epoch_has_every_row_and_as_many_packs_for_each_process(
+    packings: dict[tuple[int, int], Any], processes: int, batch_size: int
+) -> None:
+    epochs, lengths, arguments = packings[processes, batch_size]
     assert epochs[0] != epochs[1] != epochs[2]
     for batches in epochs:
         assert len(batches) == len(epochs[0])
