@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import contamination, dedup, scale, secret_texts
+from benchmarks import contamination, dedup, evaluation, scale, secret_texts, serve, train
 from temper import measured, metrics, paraphrase, records
 from temper.ngrams import Item
 
@@ -20,6 +20,14 @@ RULES = paraphrase.Rules(
     window=60,
 )
 SHIPPED = contamination.Thresholds(0.2, 0.6, 0.75)
+
+
+@pytest.mark.parametrize("benchmark", [train, serve, evaluation], ids=["train", "serve", "evaluation"])
+def test_every_figure_that_has_a_target_is_committed_beside_it(benchmark: Any) -> None:
+    found = metrics.read(benchmark.OUT)
+    targets: dict[str, float] = benchmark.TARGETS
+    assert targets.keys() <= found.keys()
+    assert {key: found[f"{key}_target"] for key in targets} == targets
 
 
 def like(cosine: float, overlap: float = 0.4, numbers: float | None = 1.0) -> list[contamination.Match]:
