@@ -238,13 +238,13 @@ def test_no_row_vanishes(run: Run) -> None:
 def test_another_beta_trains_no_sft_and_is_tracked_offline(run: Run) -> None:
     commit(run.root)
     before = outs_of(run, "responses@dpo")
-    changes = ("experiment=smoke", "dpo.beta=0.2", "tracking=wandb-offline")
+    # Quants and a head, which would be made again, are killed above.
+    changes = ("experiment=smoke", "recipe.formats=[]", "recipe.draft=[]", "dpo.beta=0.2", "tracking=wandb-offline")
     text = run.complete("dvc", "exp", "run", *(part for change in changes for part in ("-S", change)))
-    quants = {f"{stage}@{name}" for stage in ("quantize", "retention") for name in ("gptq", "awq", "gguf")}
-    expected = {"dpo@sft", "bench@bf16", "evaluate@dpo", "gate", "card", "scorecard", "draft@eagle3", "responses@dpo"}
+    expected = {"dpo@sft", "bench@bf16", "evaluate@dpo", "gate", "card", "scorecard", "responses@dpo"}
     # Two betas of a tiny model may give the same answers, whose safety is known.
     graded = set() if outs_of(run, "responses@dpo") == before else {"safety@dpo", "safety@base"}
-    assert stages_run(text) == expected | quants | graded
+    assert stages_run(text) == expected | graded
     assert list((run.root / "wandb").glob("offline-run-*/*.wandb"))
 
 
