@@ -7,7 +7,7 @@ PYTEST := OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile --no-loa
 .DEFAULT_GOAL := help
 STAGES := base ingest dedup quality pii split contamination mix audit datacard general sft preferences dpo kto orpo reward ppo grpo quantize retention draft bench evaluate judge rewardbench probes guard responses safety gate card scorecard
 
-.PHONY: help setup repro test test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults bench-eval bench-public contamination-drill synthesize canaries mine deps $(STAGES)
+.PHONY: help setup repro test test-all test-fast gpu-test lint params lock summary chat doctor verify plan cost compare-bases launch deploy serve release promote rollback releases smoke-train ablation readme bench-data bench-train bench-serve bench-faults bench-eval bench-public contamination-drill synthesize canaries mine deps $(STAGES)
 
 help: ## List the targets
 	@grep -hE '^[a-z$$()%A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/<stage>/; s/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ $(STAGES): setup ## Run one stage and what it needs: base, ingest, … card
 
 test: setup ## Lint, and run every test that needs no GPU; says what it left out
 	@$(MAKE) --no-print-directory lint
+	@$(PYTEST) --durations=15 -m "not gpu and not exhaustive"
+
+test-all: setup ## Run these and the exhaustive ones: a kill in every stage, more sweeps, trainings made twice
 	@$(PYTEST) --durations=15 -m "not gpu"
 
 test-fast: env-main ## Run the tests that need no heavy environment, in a few minutes

@@ -23,6 +23,18 @@ SECRETS = {"HF_TOKEN": f"hf_{uuid.uuid4().hex}", "WANDB_API_KEY": f"{uuid.uuid4(
 MARK = "TEMPER_TEST_RUN"
 # The smoke preset measures one server.
 STAGES = [stage for stage in graph.stages() if stage.script != "bench" or stage.name == "bench@bf16"]
+# Of data, training, sampling, quants, a draft, a server, a benchmark and a verdict one each.
+EXAMPLES = (
+    "ingest",
+    "sft@base",
+    "preferences@sft",
+    "dpo@sft",
+    "quantize@gguf",
+    "draft@eagle3",
+    "bench@bf16",
+    "evaluate@dpo",
+    "gate",
+)
 AT_WORK_SECONDS = 15  # when a stage is killed that has written nothing yet: vLLM and its workers are starting
 
 
@@ -55,6 +67,12 @@ class Run:
         text = self.finish(process)
         assert process.returncode == 0, text[-3000:]
         return text
+
+    def forget(self) -> None:
+        """Take back whatever the graph has made."""
+        (self.root / "dvc.lock").unlink(missing_ok=True)
+        for cache in ("runs", "files"):
+            shutil.rmtree(self.root / ".dvc/cache" / cache, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
         """Every live process of this run: known by an environment variable that it inherits, or as the child of one.
@@ -159,15 +177,20 @@ def run(tmp_path_factory: pytest.TempPathFactory, clone_to: Callable[[Path], Pat
     clone_to(root)
     run = Run(root)
     run.complete("commands.compose", "experiment=smoke")
-    (root / "dvc.lock").unlink(missing_ok=True)
     yield run
     for process in run.processes():
         process.kill()
 
 
-def test_killed_in_every_stage_the_graph_still_completes(run: Run) -> None:
+@pytest.mark.parametrize(
+    "killed",
+    [[stage for stage in STAGES if stage.name in EXAMPLES], pytest.param(STAGES, marks=pytest.mark.exhaustive)],
+    ids=["of each kind", "every"],
+)
+def test_killed_in_stages_the_graph_still_completes(run: Run, killed: list[graph.Stage]) -> None:
+    run.forget()
     missed, went_on = [], set()
-    for stage in STAGES:
+    for stage in killed:
         # The server of `bench` has most processes of its own: there DVC dies, too. What was killed before is completed on the way.
         for victim in ("stage", "dvc") if stage.script == "bench" else ("stage",):
             struck, said = kill_in(run, stage, victim)

@@ -168,12 +168,16 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
     ("overrides", "expected"),
     [
         ("seed=3", SEEDED),
-        ("recipe=orpo", RELEASED | asked("orpo") | {"preferences@base", "orpo@base", "evaluate@orpo"}),
+        pytest.param(
+            "recipe=orpo",
+            RELEASED | asked("orpo") | {"preferences@base", "orpo@base", "evaluate@orpo"},
+            marks=pytest.mark.exhaustive,
+        ),
         ("recipe=sft-dpo-grpo", RELEASED | asked("grpo") | {"grpo@dpo", "evaluate@grpo"}),
         ("quantize.awq.group_size=64 draft.epochs=2", {"quantize@awq", "retention@awq", "bench@awq"} | DRAFTED | LAST),
         ("retention.limits.kl=0.5", RETAINED),
         ("recipe.formats=[gguf] recipe.draft=[]", LAST),
-        ("split.seed=3", AFTER_SPLIT),
+        pytest.param("split.seed=3", AFTER_SPLIT, marks=pytest.mark.exhaustive),
         ("bench.bf16.load.warmup=4", LAST | {"bench@bf16"}),
         (
             "bench.ngram.speculation.tokens=5 bench.eagle3.speculation.tokens=2",
@@ -196,14 +200,20 @@ def test_a_comment_in_conf_runs_nothing(tree: Path) -> None:
     file.write_text(text)
 
 
-def test_the_sweeps_of_the_readme_share_what_they_do_not_reach(tree: Path) -> None:
-    beta, betas, grid = SWEEPS
-    assert runs(tree, beta) == dict.fromkeys(AFTER_DPO, 1)
+def test_a_beta_of_the_readme_trains_no_sft(tree: Path) -> None:
+    assert runs(tree, SWEEPS[0]) == dict.fromkeys(AFTER_DPO, 1)
     restore(tree)
-    assert runs(tree, betas) == dict.fromkeys(AFTER_DPO, 3)
+
+
+@pytest.mark.exhaustive
+def test_neither_do_several(tree: Path) -> None:
+    assert runs(tree, SWEEPS[1]) == dict.fromkeys(AFTER_DPO, 3)
     restore(tree)
+
+
+def test_a_grid_of_the_readme_shares_what_its_points_have_in_common(tree: Path) -> None:
     # Ranks 8 and 16 on two base models: three points beside the default, on one new base and its data.
     # The default itself passes a gate that stops nothing, so its verdict and what quotes it are a fourth.
     expected = dict.fromkeys(BASE_MODEL, 1) | dict.fromkeys(AFTER_SFT, 3) | dict.fromkeys(LAST, 4)
     # DVC's run cache holds no stage with an out that git keeps; the data card takes a third of a second.
-    assert runs(tree, grid.removesuffix(RUN_ALL) + RUN_ALL) == expected | {"datacard": 2}
+    assert runs(tree, SWEEPS[2].removesuffix(RUN_ALL) + RUN_ALL) == expected | {"datacard": 2}
