@@ -150,7 +150,7 @@ def stereotype(name: str, base: str, role: str) -> None:
 
 def misshape(name: str) -> None:
     """A task of the user's own, whose answers are as often JSON as not."""
-    settings, path = params.tree(), f"reports/evaluate/{name}.json"
+    settings, path = OmegaConf.load(params.PARAMS), f"reports/evaluate/{name}.json"
     settings.gate.tasks.append(
         {"name": "planted", "sources": "planted.jsonl", "metrics": ["valid_json"], "labels": None, "schema": None}
     )

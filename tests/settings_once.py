@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from temper import params
 
@@ -18,6 +18,7 @@ def once(tree: Callable[[Path], DictConfig]) -> Callable[[Path], DictConfig]:
             return tree(path)
         if text not in known:
             known[text] = tree(path)
+            OmegaConf.set_readonly(known[text], True)  # all who ask have the same
         return known[text]
 
     return remembered
