@@ -173,6 +173,7 @@ def test_every_record_is_kept_or_rejected_once(drawn: dict[str, list[tuple[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_neither_the_number_of_shards_nor_the_executor_changes_what_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,7 +251,9 @@ def copied(made: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", ["gptq", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("awq", "gguf"))]
+)
 def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path, name: str) -> None:
     other = copied(made, tmp_path)
     settle(other, "hardware.runtime.threads=1")  # no stage tracks it

@@ -53,6 +53,7 @@ def test_a_run_resumed_in_its_second_epoch_ends_in_the_same_weights(runs: Path, 
     assert curve(runs / f"{case}-resumed") == curve(runs / case)
 
 
+@pytest.mark.exhaustive
 def test_packs_on_two_processes_are_those_of_one(runs: Path) -> None:
     ran(runs, {"two": [*PACKED, "hardware.runtime.processes=2"]})
     for one, two in zip(curve(runs / "packed"), curve(runs / "two"), strict=True):

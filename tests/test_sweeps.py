@@ -162,11 +162,12 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
     assert ran(tree, "repro") == set()
 
 
-# Beside what the README's sweeps change (beta, rank, base model), with values that they do not have: what ran once with the same
-# inputs comes out of DVC's run cache. Several changes at once run what each of them reaches.
+# Values that no line of the README has: what ran once with the same inputs comes out of DVC's run cache. Several changes at once
+# run what each of them reaches.
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        ("model=qwen3-8b", BASE_MODEL),
         ("seed=3", SEEDED),
         pytest.param(
             "recipe=orpo",
@@ -211,6 +212,7 @@ def test_neither_do_several(tree: Path) -> None:
     restore(tree)
 
 
+@pytest.mark.exhaustive
 def test_a_grid_of_the_readme_shares_what_its_points_have_in_common(tree: Path) -> None:
     # Ranks 8 and 16 on two base models: three points beside the default, on one new base and its data.
     # The default itself passes a gate that stops nothing, so its verdict and what quotes it are a fourth.
