@@ -23,7 +23,7 @@ SECRETS = {"HF_TOKEN": f"hf_{uuid.uuid4().hex}", "WANDB_API_KEY": f"{uuid.uuid4(
 MARK = "TEMPER_TEST_RUN"
 # The smoke preset measures one server.
 STAGES = [stage for stage in graph.stages() if stage.script != "bench" or stage.name == "bench@bf16"]
-# Of data, training, sampling, quants, a draft, a server, a benchmark and a verdict one each.
+# Of data, training, sampling, quants, a draft, a server and an evaluation one each; all of them write before they end.
 EXAMPLES = (
     "ingest",
     "sft@base",
@@ -33,7 +33,6 @@ EXAMPLES = (
     "draft@eagle3",
     "bench@bf16",
     "evaluate@dpo",
-    "gate",
 )
 AT_WORK_SECONDS = 15  # when a stage is killed that has written nothing yet: vLLM and its workers are starting
 
@@ -151,7 +150,10 @@ def kill_in(run: Run, stage: graph.Stage, victim: str) -> tuple[bool, str]:
         return min(found, key=lambda process: process.create_time(), default=None)
 
     # DVC removes a stage's outs before its command, so one that is seen after this is of this run.
-    assert waited(lambda: worker() or dvc.poll() is not None, 600), f"{stage.name} never started"
+    begun: set[str] = set()
+    while not waited(lambda: worker() or dvc.poll() is not None, 300):
+        before, begun = begun, stages_run((run.root.parent / "output.log").read_text())
+        assert begun > before, f"{stage.name} never started"
     process = worker()
     assert process, f"{stage.name} ended before it was seen: {run.finish(dvc)[-1000:]}"
     patience = 300 if stage.script in ("sft", "dpo", "bench") else AT_WORK_SECONDS
@@ -201,7 +203,7 @@ def test_killed_in_stages_the_graph_still_completes(run: Run, killed: list[graph
                 f"{victim} killed in {stage.name}: {run.processes()} is left"
             )
     went_on |= resumed(run.complete("dvc", "repro"))
-    assert len(missed) <= 4, missed  # of which the gate and the scorecard write last of all they do
+    assert len(missed) <= len(killed) // 8, missed  # the gate and the scorecard write last of all they do
     assert went_on >= {"sft@base", "dpo@sft"}
     assert all(
         (run.root / out).is_file() for stage in STAGES for out in stage.outs if out.startswith("reports/timing/")

@@ -167,8 +167,10 @@ def test_nothing_changed_runs_nothing(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        pytest.param("sft.lora.rank=4", AFTER_SFT, marks=pytest.mark.exhaustive),
         ("model=qwen3-8b", BASE_MODEL),
         ("seed=3", SEEDED),
+        pytest.param("recipe=sft", RELEASED | asked("sft"), marks=pytest.mark.exhaustive),
         pytest.param(
             "recipe=orpo",
             RELEASED | asked("orpo") | {"preferences@base", "orpo@base", "evaluate@orpo"},
